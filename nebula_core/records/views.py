@@ -1,0 +1,206 @@
+"""What the Control API answers: joined from the records for people and scripts (CONTRACT, 4).
+
+The TUI and the CLI know the cluster only through these. Ages are seconds at the moment of the answer.
+"""
+
+from typing import Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from nebula_core.records.base import Record
+from nebula_core.records.deployment import DeploymentSpec
+from nebula_core.records.event import Event
+from nebula_core.records.node import DrainIntent
+from nebula_core.records.plan import Plan
+from nebula_core.records.replica import EndpointAddress, Phase
+from nebula_core.records.report import ModelTraffic, Problem
+from nebula_core.records.sample import EngineSample, GpuSample, HostSample
+
+Item = TypeVar("Item")
+
+
+class Page(Record, Generic[Item]):
+    """`next` is the cursor of the following page, None on the last."""
+
+    items: tuple[Item, ...]
+    next: str | None = None
+
+
+class GpuView(Record):
+    """A GPU with what it does and who has it."""
+
+    id: str
+    index: int
+    name: str
+    memory_total_bytes: int | None = None
+    simulated: bool = False
+    cordoned: bool = False
+    sample: GpuSample | None = None
+    replica: str | None = None
+
+
+class NodeView(Record):
+    id: str
+    agent_pid: int | None = None
+    version: str | None = None
+    hostname: str | None = None
+    address: str | None = None
+    state: Literal["ready", "suspect", "lost"]
+    cordoned: bool = False
+    draining: bool = False
+    drain: DrainIntent | None = None
+    heartbeat_age_seconds: float | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    gpus: tuple[GpuView, ...] = ()
+    host: HostSample = HostSample()
+    driver_version: str | None = None
+    engines: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    replicas: tuple[str, ...] = ()
+    simulated: bool = False
+    #: Difference of the node's clock to the control process in seconds at the last report, to be seen, not used.
+    clock_skew_seconds: float | None = None
+
+
+class ReplicaView(Record):
+    id: str
+    deployment: str
+    model: str
+    node: str
+    gpus: tuple[str, ...] = ()
+    gpu_indexes: tuple[int, ...] = ()
+    engine: str
+    engine_version: str | None = None
+    runtime: str | None = None
+    image: str | None = None
+    phase: Phase
+    phase_reason: str | None = None
+    phase_seconds: float | None = None
+    #: What its placement asks: run, drain, stop; None when it has no placement.
+    wanted: str | None = None
+    generation: int = 0
+    endpoint: EndpointAddress | None = None
+    pid: int | None = None
+    container_id: str | None = None
+    started_at: float | None = None
+    restarts: int = 0
+    managed: bool = True
+    simulated: bool = False
+    #: Open requests over all proxies.
+    inflight: int = 0
+    sample: EngineSample | None = None
+    sample_age_seconds: float | None = None
+    load_seconds: float | None = None
+    failure_log: tuple[str, ...] = ()
+    #: Proxies that put it out of routing, with their reason.
+    ejected: dict[str, str] = Field(default_factory=dict)
+
+
+class DeploymentView(Record):
+    name: str
+    generation: int
+    spec: DeploymentSpec
+    replicas_wanted: int
+    replicas_ready: int
+    replicas_starting: int
+    #: One line: "ready", "starting 1", "blocked: needs 2 GPUs, …".
+    status: str
+    #: Why the missing replicas are missing, from the last pass of the planner.
+    reasons: tuple[str, ...] = ()
+    updated_by: str | None = None
+    updated_at: float | None = None
+    simulated: bool = False
+    traffic: ModelTraffic | None = None
+
+
+class ProxyView(Record):
+    id: str
+    pid: int
+    version: str
+    heartbeat_age_seconds: float
+    inflight: int
+    connections: int
+    draining: bool = False
+
+
+class ClusterView(Record):
+    """The whole at a glance; also the head of the watch."""
+
+    version: str
+    revision: int
+    incarnation: str
+    leader: str | None = None
+    epoch: int | None = None
+    store_reachable: bool
+    snapshot_age_seconds: float
+    brake: str | None = None
+    proxies: tuple[ProxyView, ...] = ()
+    simulated: bool = False
+    control_pid: int | None = None
+
+
+class WhoAmI(Record):
+    name: str
+    role: str
+    key_id: str
+
+
+class PlanView(Record):
+    """The answer to every mutating call: what will be done (`dry_run`) or is being done."""
+
+    dry_run: bool
+    summary: str
+    plan: Plan
+    deployment: DeploymentView | None = None
+    #: Open requests on replicas that would stop or move.
+    inflight_affected: int = 0
+    #: The last ready replica of a model would go: dialogs ask for the name.
+    last_ready: bool = False
+    #: Seconds until new replicas are ready, from the latest loads of this deployment; None when never loaded.
+    estimated_ready_seconds: float | None = None
+
+
+class LogLine(Record):
+    """`at` is Unix seconds; `gap` counts lines that were left out just before this one."""
+
+    at: float
+    source: str
+    text: str
+    stream: Literal["stdout", "stderr", "agent"] = "stdout"
+    gap: int = 0
+    id: str | None = None
+
+
+class WatchSnapshot(Record):
+    """First message of `/watch` (SSE event `snapshot`)."""
+
+    cluster: ClusterView
+    nodes: tuple[NodeView, ...] = ()
+    deployments: tuple[DeploymentView, ...] = ()
+    replicas: tuple[ReplicaView, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+class WatchDelta(Record):
+    """Every following message (SSE event `delta`): whole views of what changed, ids of what is gone, new events."""
+
+    cluster: ClusterView | None = None
+    nodes: tuple[NodeView, ...] = ()
+    deployments: tuple[DeploymentView, ...] = ()
+    replicas: tuple[ReplicaView, ...] = ()
+    gone_nodes: tuple[str, ...] = ()
+    gone_deployments: tuple[str, ...] = ()
+    gone_replicas: tuple[str, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+class ErrorBody(Record):
+    """The one error shape of both APIs (OpenAI's envelope with an origin)."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    origin: Literal["nebula", "engine"] = "nebula"
+    hint: str | None = None
