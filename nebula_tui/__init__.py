@@ -1,0 +1,1 @@
+"""The terminal: dashboards, logs, chat and actions, and the `nebula` command."""
