@@ -1,0 +1,159 @@
+"""Log lines as the log pane keeps them: small tuples with their level found, and filters over them.
+
+Lines come at up to tens of thousands a second, so an entry is a NamedTuple and finding the level is one scan for a few
+words near the start of the line.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from nebula_core.records.views import LogLine
+from nebula_core.security.text import clean_text, is_clean
+from nebula_tui.presenters.cells import Severity
+
+
+class Level(IntEnum):
+    """Ordered, so that "at least INFO" is a comparison. NONE is a line that names no level."""
+
+    TRACE = 0
+    DEBUG = 1
+    INFO = 2
+    NONE = 3
+    WARN = 4
+    ERROR = 5
+    FATAL = 6
+
+    @property
+    def severity(self) -> Severity:
+        return _SEVERITIES[self]
+
+
+_SEVERITIES: Final = {
+    Level.TRACE: Severity.DIM,
+    Level.DEBUG: Severity.DIM,
+    Level.INFO: Severity.NORMAL,
+    Level.NONE: Severity.NORMAL,
+    Level.WARN: Severity.WARN,
+    Level.ERROR: Severity.CRIT,
+    Level.FATAL: Severity.CRIT,
+}
+
+_WORDS: Final = {
+    "TRACE": Level.TRACE,
+    "DEBUG": Level.DEBUG,
+    "INFO": Level.INFO,
+    "NOTICE": Level.INFO,
+    "WARN": Level.WARN,
+    "WARNING": Level.WARN,
+    "ERROR": Level.ERROR,
+    "ERR": Level.ERROR,
+    "CRITICAL": Level.FATAL,
+    "FATAL": Level.FATAL,
+    "PANIC": Level.FATAL,
+}
+_LEVEL: Final = re.compile(r"\b(TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERR(?:OR)?|CRITICAL|FATAL|PANIC)\b")
+_LEVEL_ANY_CASE: Final = re.compile(_LEVEL.pattern, re.IGNORECASE)
+_SEARCHED: Final = 80
+
+
+class LogEntry(NamedTuple):
+    """One line, clean. A gap entry (`gap` > 0) has no source: its text tells what is missing."""
+
+    at: float
+    source: str
+    text: str
+    level: Level = Level.NONE
+    gap: int = 0
+
+
+def level_of(text: str) -> Level:
+    """The first level word near the start of a line; lower case counts where no upper case one is found."""
+    found = _LEVEL.search(text, 0, _SEARCHED) or _LEVEL_ANY_CASE.search(text, 0, _SEARCHED)
+    return _WORDS[found[1].upper()] if found else Level.NONE
+
+
+def find_level(text: str) -> tuple[int, int] | None:
+    """Where the level word stands."""
+    found = _LEVEL.search(text, 0, _SEARCHED) or _LEVEL_ANY_CASE.search(text, 0, _SEARCHED)
+    return found.span() if found else None
+
+
+def make_entry(at: float, source: str, text: str) -> LogEntry:
+    """A clean entry from foreign text."""
+    if not is_clean(text):
+        text = clean_text(text)
+    if not is_clean(source):
+        source = clean_text(source)
+    return LogEntry(at, source, text, level_of(text))
+
+
+def gap_entry(at: float, count: int, reason: str = "were left out") -> LogEntry:
+    """A mark in the log where `count` lines are missing."""
+    plural = "line" if count == 1 else "lines"
+    return LogEntry(at, "", clean_text(f"gap: {count:,} {plural} {reason}"), Level.WARN, count)
+
+
+def entries_of(line: LogLine) -> tuple[LogEntry, ...]:
+    """A record of the Control API as entries: the gap before it, if any, and the line."""
+    entry = make_entry(line.at, line.source, line.text)
+    if not line.gap:
+        return (entry,)
+    source = f"of {clean_text(line.source)} were left out by the server"
+    return (gap_entry(line.at, line.gap, source), entry)
+
+
+def compile_search(text: str) -> re.Pattern[str] | None:
+    """The pattern of a search: smart case, and literal when it is no valid expression; None for ""."""
+    if not text:
+        return None
+    flags = re.IGNORECASE if text == text.casefold() else re.NOFLAG
+    try:
+        pattern = re.compile(text, flags)
+    except re.error:
+        pattern = re.compile(re.escape(text), flags)
+    # A pattern that matches nothing at all, as "a*", would mark every position of every line.
+    return pattern if pattern.search("") is None else re.compile(re.escape(text), flags)
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilter:
+    """What is shown: at least a level, any of the includes, none of the excludes, sources not muted. Gaps always."""
+
+    level: Level = Level.TRACE
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    muted: frozenset[str] = frozenset()
+    _include: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False, default=())
+    _exclude: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_include", _patterns(self.include))
+        object.__setattr__(self, "_exclude", _patterns(self.exclude))
+
+    def __bool__(self) -> bool:
+        return bool(self.level or self.include or self.exclude or self.muted)
+
+    @property
+    def passes(self) -> Callable[[LogEntry], bool]:
+        """A test for many lines: everything constant is looked up once."""
+        level, muted = self.level, self.muted
+        include, exclude = self._include, self._exclude
+
+        def test(entry: LogEntry) -> bool:
+            if entry.gap:
+                return True
+            return (
+                entry.level >= level
+                and entry.source not in muted
+                and (not include or any(p.search(entry.text) for p in include))
+                and not any(p.search(entry.text) for p in exclude)
+            )
+
+        return test
+
+
+def _patterns(sources: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(p for p in map(compile_search, sources) if p is not None)
