@@ -1,5 +1,5 @@
 """`python -m nebula_tui`: the `nebula` command."""
 
-from nebula_tui.cli.main import main
+from nebula_tui.cli.entry import main
 
 main()

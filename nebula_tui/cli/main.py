@@ -92,19 +92,10 @@ def hoist(arguments: list[str]) -> list[str]:
     return head + rest
 
 
-def main() -> None:
-    """The `nebula` script."""
-    _run(hoist(sys.argv[1:]))
-
-
-def tui_main() -> None:
-    """The `nebula-tui` script: the same as `nebula tui`."""
-    _run(hoist(["tui", *sys.argv[1:]]))
-
-
-def _run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
+    """One command line, to its exit code."""
     try:
-        app(args=arguments, prog_name="nebula", standalone_mode=True)
+        app(args=hoist(arguments), prog_name="nebula", standalone_mode=True)
     except CommandError as error:
         _end(error.message, error.hint, error.code)
     except KeyboardInterrupt:
