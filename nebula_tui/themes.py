@@ -32,7 +32,7 @@ NEBULA_DARK: Final = Theme(
         "nb-border-focus": "#7AA2F7",
         "nb-cursor": "#263248",
         "nb-cursor-blurred": "#1B222E",
-        "nb-chart": "#6F8FBF",
+        "nb-chart": "#5F7FB0",
         "nb-match": "#F0C674",
         "border": "#7AA2F7",
         "border-blurred": "#333B48",

@@ -101,7 +101,7 @@ class HeaderBar(Painted):
         state = self._state
         glyph = "●" if state.link in (Severity.OK, Severity.NORMAL) else "▲" if state.link is Severity.CRIT else "~"
         link = f"{glyph} {state.link_word}" + ("" if state.data_age is None else f" {age(state.data_age)}")
-        context = f"◆ {state.context}" if state.production else state.context
+        context = f"⚑ {state.context}" if state.production else state.context
         left: list[tuple[str, Style, int]] = [
             ("nebula", palette.title, 5),
             (context, palette.accent + palette.title if state.production else palette.title, 0),

@@ -13,22 +13,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
-from nebula_tui.presenters.cells import Cell, Column, LazyRows, Row, Severity
-from nebula_tui.presenters.glyphs import meter, sparkline
+from nebula_tui.presenters.cells import Cell, Column, LazyRows, Row
 from nebula_tui.presenters.rowfilter import parse_filter
+from nebula_tui.widgets.celldraw import draw_cell
 from nebula_tui.widgets.columns import Slot, lay_out
 from nebula_tui.widgets.painted import Line, Painted, Palette, fit, text_width
 from nebula_tui.widgets.rowmodel import RowModel
 
 _GUTTER: Final = 3
-_BOLD: Final = Style(bold=True)
 _NO_CELL: Final = Cell()
 _WHEEL_LINES: Final = 3
 # Two changed columns closer than this are repainted as one: moving the terminal's cursor costs about as many bytes.
@@ -480,10 +478,10 @@ class FleetTable(Painted, can_focus=True):
         line = Line()
         if y == 0:
             self._draw_header(line, palette)
-            return line.strip(width)
+            return self.ground(line.strip(width))
         if self._empty_shown:
             self._draw_empty(y, width, line, palette)
-            return line.strip(width)
+            return self.ground(line.strip(width))
         shown = self._lines[y - 1] if y <= len(self._lines) else None
         if shown is not None:
             self._draw_row(line, shown, palette)
@@ -493,8 +491,8 @@ class FleetTable(Painted, can_focus=True):
             line.add("┃" if inside else "│", palette.accent if inside and self.has_focus else palette.border)
         strip = line.strip(width)
         if shown is not None and shown.cursor:
-            return strip.apply_style(palette.cursor if self.has_focus else palette.cursor_blurred)
-        return strip
+            strip = strip.apply_style(palette.cursor if self.has_focus else palette.cursor_blurred)
+        return self.ground(strip)
 
     def _draw_header(self, line: Line, palette: Palette) -> None:
         for slot in self._slots:
@@ -538,30 +536,4 @@ def _cell(row: Row, index: int) -> Cell:
     return row.cells[index] if index < len(row.cells) else _NO_CELL
 
 
-def draw_cell(
-    line: Line, cell: Cell, width: int, column: Column, palette: Palette, *, dimmed: Style | None, flash: bool = False
-) -> None:
-    """One cell in exactly `width` cells of the screen."""
-    ink = dimmed or palette.of(cell.severity)
-    text_style = ink + _BOLD if cell.bold or flash else ink
-    right = column.align == "right"
-    if cell.has_bar:
-        room = max(text_width(cell.text), 4) + 1
-        bar = width - room if width - room >= 3 else 0
-        line.add(meter(cell.bar, bar), ink)
-        line.add(fit(cell.text, width - bar, right=True), text_style)
-    elif cell.series:
-        room = text_width(cell.text) + 1 if cell.text else 0
-        line.add(sparkline(cell.series, max(0, width - room)), ink if dimmed else palette.chart)
-        line.add(fit(cell.text, min(room, width), right=True), text_style)
-    elif cell.parts and dimmed is None and text_width(cell.text) <= width:
-        blank = width - text_width(cell.text)
-        line.add(" " * blank if right else "", palette.normal)
-        for text, severity in cell.parts:
-            line.add(text, palette.of(severity))
-        line.add("" if right else " " * blank, palette.normal)
-    else:
-        line.add(fit(cell.text, width, right=right), text_style)
-
-
-__all__ = ["Cell", "Column", "FleetTable", "LazyRows", "Row", "Severity", "draw_cell"]
+__all__ = ["FleetTable"]

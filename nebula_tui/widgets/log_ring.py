@@ -9,13 +9,11 @@ log itself, by a gap line, and counted in `lost`.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from typing import ClassVar, Final, Literal
 
-from rich.cells import get_character_cell_size
-from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region
@@ -28,11 +26,11 @@ from nebula_tui.presenters.loglines import (
     LogEntry,
     LogFilter,
     compile_search,
-    find_level,
     gap_entry,
 )
+from nebula_tui.widgets.logdraw import Piece, cut, styled_text, wrap
 from nebula_tui.widgets.logstore import LogStore, Scan, Whole, drop_oldest
-from nebula_tui.widgets.painted import Line, Painted, Palette, fit, text_width
+from nebula_tui.widgets.painted import Line, Painted, fit, text_width
 
 TimeMode = Literal["ms", "s", "delta", "off"]
 _TIME_MODES: Final[tuple[TimeMode, ...]] = ("ms", "s", "delta", "off")
@@ -42,10 +40,6 @@ _SLICE_LINES: Final = 500
 _WHEEL_LINES: Final = 3
 _SIDE_STEP: Final = 16
 _SOURCE_WIDTH: Final = 16
-_MOST_SUBLINES: Final = 200
-"""A line wrapped further than this is cut: one line of a megabyte must not become the whole log."""
-
-Piece = tuple[str, Style]
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,34 +501,12 @@ class LogRing(Painted, can_focus=True):
             head.append(("▏", palette.border))
         head_width = sum(text_width(text) for text, _ in head)
         room = max(1, width - head_width)
-        body = self._body(entry, palette)
+        body = styled_text(entry, self._pattern, palette)
         if not self.wrap:
-            return [(*head, *_cut(body, self._side, room))]
-        wrapped = _wrap(body, room)
+            return [(*head, *cut(body, self._side, room))]
+        wrapped = wrap(body, room)
         blank = (" " * head_width, palette.dim)
         return [(*head, *wrapped[0]), *((blank, *part) for part in wrapped[1:])]
-
-    def _body(self, entry: LogEntry, palette: Palette) -> list[Piece]:
-        """The text with its level word coloured and hits marked."""
-        text = entry.text
-        base = palette.dim if entry.level.severity is Severity.DIM else palette.normal
-        spans: list[tuple[int, int, Style]] = []
-        if entry.level.severity in (Severity.WARN, Severity.CRIT) and (span := find_level(text)):
-            spans.append((*span, palette.of(entry.level.severity)))
-        pieces = list(_styled(text, spans, base))
-        if self._pattern is None:
-            return pieces
-        marked: list[Piece] = []
-        hits = [found.span() for found in self._pattern.finditer(text) if found.end() > found.start()]
-        if not hits:
-            return pieces
-        at = 0
-        for low, high in hits:
-            marked += _styled(text[at:low], [(a - at, b - at, s) for a, b, s in spans], base)
-            marked.append((f"«{text[low:high]}»", palette.match))
-            at = high
-        marked += _styled(text[at:], [(a - at, b - at, s) for a, b, s in spans], base)
-        return marked
 
     def _time(self, at: float) -> str:
         return datetime.fromtimestamp(at, self._tz).strftime("%H:%M:%S ") if at else ""
@@ -561,7 +533,7 @@ class LogRing(Painted, can_focus=True):
                     self.empty_text if not len(self._store) else f"None of {len(self._store):,} lines passes the filter"
                 )
                 line.pad_to((width - text_width(text)) // 2, palette.dim).add(text, palette.dim)
-            return line.strip(width)
+            return self.ground(line.strip(width))
         shown = self._lines[y]
         entry = self._store[shown.number] if self._store.first <= shown.number < self._store.end else None
         severity = Severity.NORMAL if entry is None or entry.gap or shown.part else entry.level.severity
@@ -574,78 +546,8 @@ class LogRing(Painted, can_focus=True):
             line.add(text, style)
         strip = line.strip(width)
         if shown.cursor:
-            return strip.apply_style(palette.cursor if self.has_focus else palette.cursor_blurred)
-        return strip
-
-
-def _styled(text: str, spans: Sequence[tuple[int, int, Style]], base: Style) -> Iterator[Piece]:
-    """`text` in pieces; spans may lie partly or wholly outside of it."""
-    at = 0
-    for start, end, style in spans:
-        low, high = max(start, at), min(end, len(text))
-        if low < high:
-            if low > at:
-                yield text[at:low], base
-            yield text[low:high], style
-            at = high
-    if at < len(text):
-        yield text[at:], base
-
-
-def _cut(pieces: Sequence[Piece], skip: int, room: int) -> Iterator[Piece]:
-    """The part of a line from cell `skip` on, `room` cells wide at most."""
-    for text, style in pieces:
-        if room <= 0:
-            return
-        if text.isascii():
-            shown = text[skip : skip + room]
-            skip = max(0, skip - len(text))
-            room -= len(shown)
-        else:
-            kept = []
-            for char in text:
-                size = get_character_cell_size(char)
-                if skip > 0:
-                    skip -= size
-                elif room >= size:
-                    kept.append(char)
-                    room -= size
-                else:
-                    room = 0
-                    break
-            shown = "".join(kept)
-        if shown:
-            yield shown, style
-
-
-def _wrap(pieces: Sequence[Piece], room: int) -> list[tuple[Piece, ...]]:
-    """Broken at the edge, not at words: a log line is data, and copies must not lose or gain spaces."""
-    out: list[list[Piece]] = [[]]
-    left = room
-    for text, style in pieces:
-        rest = text
-        while rest:
-            taken = rest[:left] if rest.isascii() else _take(rest, left)
-            if taken:
-                out[-1].append((taken, style))
-                left -= text_width(taken)
-                rest = rest[len(taken) :]
-            if rest:
-                if len(out) == _MOST_SUBLINES or (not taken and not out[-1]):
-                    return [tuple(part) for part in out]
-                out.append([])
-                left = room
-    return [tuple(part) for part in out]
-
-
-def _take(text: str, room: int) -> str:
-    """As many characters as fit into `room` cells."""
-    used = 0
-    for at, char in enumerate(text):
-        used += get_character_cell_size(char)
-        if used > room:
-            return text[:at]
-    return text
+            strip = strip.apply_style(palette.cursor if self.has_focus else palette.cursor_blurred)
+        return self.ground(strip)
 
 
 __all__ = ["LogRing", "LogStatus", "TimeMode"]

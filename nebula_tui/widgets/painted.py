@@ -131,7 +131,11 @@ class Painted(Widget, inherit_bindings=False):
         width = self.size.width
         line = Line()
         self.draw(y, width, line)
-        return line.strip(width)
+        return self.ground(line.strip(width))
+
+    def ground(self, strip: Strip) -> Strip:
+        """The widget's own background under a finished line: Textual leaves that to whoever draws lines."""
+        return strip.apply_style(self.rich_style)
 
     def draw(self, y: int, width: int, line: "Line") -> None:
         """Adds the content of line `y`; what it leaves is blank, what is too wide is cut."""

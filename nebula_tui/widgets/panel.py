@@ -107,10 +107,20 @@ def draw_top(
         line.add(left[1:], frame).add(title, palette.title).add(after, frame)
         taken = text_width(title) + 5
     space = room - taken - 5 - 1
-    if note and space >= 3:
-        note = fit(note, min(text_width(note), space))
+    note = shorten_note(note, space)
+    if note:
         line.add(rule * (room - taken - text_width(note) - 5), frame)
         glyph = palette.of(severity) if severity is not Severity.NORMAL else palette.normal
         line.add(before, frame).add(note, glyph).add(right, frame)
         return
     line.add(rule * (room - taken), frame).add(end, frame)
+
+
+def shorten_note(note: str, room: int) -> str:
+    """A note whose last parts (after " · ") left until it fits; "" when little of it would be left."""
+    while text_width(note) > room and " · " in note:
+        note = note.rpartition(" · ")[0]
+    width = text_width(note)
+    if width <= room:
+        return note
+    return fit(note, room) if room >= 0.7 * width else ""
