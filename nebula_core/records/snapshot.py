@@ -83,17 +83,21 @@ class ClusterSnapshot:
         *,
         at: float,
     ) -> "ClusterSnapshot":
-        """Takes full reports received at monotonic `at`. An older sequence of the same boot and agent is ignored."""
+        """Takes full reports received at monotonic `at`. An older one of the same agent is ignored.
+
+        Older is a lower sequence that was not made later: an agent that restarts in a container may come back with the
+        same pid and counts from the beginning.
+        """
         reports = dict(self.reports)
         for report in nodes:
             known = reports.get(report.node)
-            if known is not None and _same_agent(known.report, report) and report.sequence < known.sequence:
+            if known is not None and _is_older(report, known):
                 continue
             reports[report.node] = Received(report, at, report.sequence)
         seen = dict(self.proxies)
         for proxy in proxies:
             former = seen.get(proxy.proxy)
-            if former is not None and former.report.pid == proxy.pid and proxy.sequence < former.report.sequence:
+            if former is not None and _same_proxy(former.report, proxy) and proxy.sequence < former.report.sequence:
                 continue
             seen[proxy.proxy] = ReceivedProxy(proxy, at)
         return replace(self, reports=frozen_map(reports), proxies=frozen_map(seen))
@@ -112,6 +116,14 @@ class ClusterSnapshot:
         """Drops proxies that fell silent; nodes stay, as lost, until an operator removes them."""
         live = {name: seen for name, seen in self.proxies.items() if now - seen.at <= proxies_after}
         return self if len(live) == len(self.proxies) else replace(self, proxies=frozen_map(live))
+
+    def forgiving(self, seconds: float) -> "ClusterSnapshot":
+        """Every time of receipt moved later: silence is not counted while the reader itself could not hear."""
+        return replace(
+            self,
+            reports=frozen_map({node: replace(got, at=got.at + seconds) for node, got in self.reports.items()}),
+            proxies=frozen_map({name: replace(got, at=got.at + seconds) for name, got in self.proxies.items()}),
+        )
 
     def heartbeat_age(self, node: str, now: float) -> float | None:
         """Seconds since anything of this node came; None when nothing ever did."""
@@ -209,5 +221,10 @@ def _fold_replica(status: ReplicaStatus, news: ReplicaDelta) -> ReplicaStatus:
     return status.model_copy(update=update)
 
 
-def _same_agent(known: NodeReport, report: NodeReport) -> bool:
-    return known.boot_id == report.boot_id and known.agent_pid == report.agent_pid
+def _is_older(report: NodeReport, known: Received) -> bool:
+    same_agent = known.report.boot_id == report.boot_id and known.report.agent_pid == report.agent_pid
+    return same_agent and report.sequence < known.sequence and report.at <= known.report.at
+
+
+def _same_proxy(known: ProxyReport, report: ProxyReport) -> bool:
+    return known.pid == report.pid and known.started_at == report.started_at
