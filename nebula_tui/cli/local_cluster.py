@@ -28,9 +28,10 @@ from typing import Any
 
 import psutil
 import tomli_w
-from nebula_core.runtime.processes import port_holder
-from nebula_core.store.embedded import find_store_program, store_command
 
+from nebula_core.runtime.processes import free_port, port_holder
+from nebula_core.security.files import write_secret
+from nebula_core.store.embedded import find_store_program, store_command
 from nebula_tui.adapters.api import Api, ApiError
 from nebula_tui.cli.children import Child, ChildSpec, describe_exit, python
 from nebula_tui.cli.errors import CommandError, Exit
@@ -157,10 +158,9 @@ class LocalCluster:
         password = saved.get("password") or secrets.token_urlsafe(24)
         port = saved.get("port")
         if port is None or port_holder(port) is not None:
-            port = _free_port()
-        _write_private(known, json.dumps({"port": port, "password": password}))
-        program = find_store_program()
-        command = tuple(str(part) for part in store_command(program, folder, port=port, password=password))
+            port = free_port()
+        write_secret(known, json.dumps({"port": port, "password": password}).encode())
+        command = tuple(store_command(find_store_program(), folder, port=port, password=password))
         await self._start("store", command, data)
         await self._until(lambda: _accepts(port), "the store", seconds=30)
         return f"redis://:{password}@127.0.0.1:{port}/0"
@@ -237,7 +237,7 @@ class LocalCluster:
     def _config(self, name: str, settings: dict[str, Any]) -> Path:
         path = self.plan.data / "config" / f"{name}.toml"
         path.parent.mkdir(exist_ok=True, mode=0o700)
-        _write_private(path, tomli_w.dumps(settings))
+        write_secret(path, tomli_w.dumps(settings).encode())
         return path
 
     def _write_context(self, data: Path) -> None:
@@ -247,7 +247,7 @@ class LocalCluster:
             "key_file": str(data / "keys" / "admin.key"),
             "pid": os.getpid(),
         }
-        _write_private(data / "context.json", json.dumps(known))
+        write_secret(data / "context.json", json.dumps(known).encode())
 
     async def _until(self, ask: Callable[[], Any], what: str, *, seconds: float | None = None) -> None:
         """Asks again and again (blocking calls run in a thread) until the answer is true."""
@@ -410,17 +410,10 @@ def sweep(data: Path) -> None:
 def _require_free(port: int) -> None:
     holder = port_holder(port)
     if holder is not None:
-        pid, program = holder
         raise CommandError(
-            f"port {port} is taken by pid {pid} ({program})",
+            f"port {port} is taken by pid {holder.pid or 'unknown'} ({holder.program or 'of another user'})",
             hint="stop it, or choose another: --port / --control-port",
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _accepts(port: int) -> bool:
@@ -434,12 +427,3 @@ def _accepts(port: int) -> bool:
 def _host_name() -> str:
     name = "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname().lower()).strip("-.")
     return name[:63] or "local"
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replaces the file in one step; readable by its owner only."""
-    draft = path.with_name(path.name + ".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)
