@@ -7,7 +7,7 @@ and dim.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from textual.app import App
 from textual.theme import Theme
@@ -98,7 +98,7 @@ DEFAULT: Final = NEBULA_DARK.name
 NO_COLOR_THEME: Final = "ansi-dark"
 
 
-def register_themes(app: App[object]) -> None:
+def register_themes(app: App[Any]) -> None:
     """Makes ours known to the app; the caller sets `app.theme`."""
     for theme in THEMES:
         app.register_theme(theme)

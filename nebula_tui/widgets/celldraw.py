@@ -35,3 +35,16 @@ def draw_cell(
         line.add("" if right else " " * blank, palette.normal)
     else:
         line.add(fit(cell.text, width, right=right), text_style)
+
+
+def same_look(old: Cell, new: Cell, width: int) -> bool:
+    """Whether two cells come out the same: a figure may move without its meter gaining a cell."""
+    if (old.text, old.severity, old.bold, old.parts, old.series) != (
+        new.text,
+        new.severity,
+        new.bold,
+        new.parts,
+        new.series,
+    ):
+        return False
+    return old.bar == new.bar or meter(old.bar, width) == meter(new.bar, width)

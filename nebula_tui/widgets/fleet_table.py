@@ -21,7 +21,7 @@ from textual.strip import Strip
 
 from nebula_tui.presenters.cells import Cell, Column, LazyRows, Row
 from nebula_tui.presenters.rowfilter import parse_filter
-from nebula_tui.widgets.celldraw import draw_cell
+from nebula_tui.widgets.celldraw import draw_cell, same_look
 from nebula_tui.widgets.columns import Slot, lay_out
 from nebula_tui.widgets.painted import Line, Painted, Palette, fit, text_width
 from nebula_tui.widgets.rowmodel import RowModel
@@ -456,7 +456,7 @@ class FleetTable(Painted, can_focus=True):
             return whole
         spans = [(0, _GUTTER)] if old.marked != new.marked else []
         for slot in self._slots:
-            changed = _cell(old.row, slot.index) != _cell(new.row, slot.index)
+            changed = not same_look(_cell(old.row, slot.index), _cell(new.row, slot.index), slot.width)
             if changed or (slot.index in old.flash) != (slot.index in new.flash):
                 if spans and slot.x - spans[-1][1] < _MERGE_GAP:
                     spans[-1] = (spans[-1][0], slot.x + slot.width)

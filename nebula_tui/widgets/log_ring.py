@@ -1,6 +1,6 @@
 """The log pane: 100,000 lines, followed or read, searched and filtered while they pour in.
 
-Theory. Lines wait in a bounded queue and are taken over in batches, about twelve times a second, and only while the pane
+Theory. Lines wait in a bounded queue and are taken over in batches, about ten times a second, and only while the pane
 is seen; an idle pane has no timer. The view is a list of line numbers (all lines, or those a filter passes) and an
 anchor: while following, the last line is at the bottom; while reading, the line at the top stays, whatever comes.
 Searching and filtering old lines runs in slices of a few milliseconds between the keys. What is missing is told in the
@@ -34,7 +34,7 @@ from nebula_tui.widgets.painted import Line, Painted, fit, text_width
 
 TimeMode = Literal["ms", "s", "delta", "off"]
 _TIME_MODES: Final[tuple[TimeMode, ...]] = ("ms", "s", "delta", "off")
-_DRAIN_SECONDS: Final = 0.08
+_DRAIN_SECONDS: Final = 0.1
 _SLICE_SECONDS: Final = 0.008
 _SLICE_LINES: Final = 500
 _WHEEL_LINES: Final = 3

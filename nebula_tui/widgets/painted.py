@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.color import Color, ColorParseError
+from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -115,6 +116,7 @@ class Painted(Widget, inherit_bindings=False):
 
     ALLOW_SELECT = False
     _palette: Palette | None = None
+    _ground: Style | None = None
 
     @property
     def palette(self) -> Palette:
@@ -135,7 +137,12 @@ class Painted(Widget, inherit_bindings=False):
 
     def ground(self, strip: Strip) -> Strip:
         """The widget's own background under a finished line: Textual leaves that to whoever draws lines."""
-        return strip.apply_style(self.rich_style)
+        return strip.apply_style(self._ground if self._ground is not None else self.rich_style)
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        # Working out the background walks the ancestors; once for all lines of a paint is enough.
+        self._ground = self.rich_style
+        return super().render_lines(crop)
 
     def draw(self, y: int, width: int, line: "Line") -> None:
         """Adds the content of line `y`; what it leaves is blank, what is too wide is cut."""
