@@ -67,13 +67,13 @@ class ClusterSnapshot:
         for change in changes:
             parts = maps.get(change.kind)
             if parts is None:
-                parts = maps[change.kind] = dict(getattr(self, _FIELDS[change.kind]))
+                parts = maps[change.kind] = dict(getattr(self, DURABLE_FIELDS[change.kind]))
             if change.value is None:
                 parts.pop(change.id, None)
             else:
                 parts[change.id] = decode_durable(change.kind, change.value)
             revision = max(revision, change.revision)
-        updates: dict[str, object] = {_FIELDS[kind]: frozen_map(parts) for kind, parts in maps.items()}
+        updates: dict[str, object] = {DURABLE_FIELDS[kind]: frozen_map(parts) for kind, parts in maps.items()}
         return replace(self, revision=revision, **updates)  # type: ignore[arg-type]
 
     def with_reports(
@@ -154,7 +154,8 @@ class ClusterSnapshot:
         return sum(seen.report.inflight.get(replica, 0) for seen in self.proxies.values())
 
 
-_FIELDS: Mapping[ChangeKind, str] = {
+#: The field of the snapshot that holds each kind.
+DURABLE_FIELDS: Mapping[ChangeKind, str] = {
     ChangeKind.DEPLOYMENT: "deployments",
     ChangeKind.NODE: "nodes",
     ChangeKind.INTENT: "intents",
@@ -201,8 +202,12 @@ def fold(report: NodeReport, delta: NodeDelta) -> NodeReport:
     return report.model_copy(update={"gpus": gpus, "replicas": replicas, "host": host, "sequence": delta.sequence})
 
 
+_PHASES = frozenset(phase.value for phase in Phase)
+
+
 def _fold_replica(status: ReplicaStatus, news: ReplicaDelta) -> ReplicaStatus:
-    phase = Phase(news.phase)
+    # A phase of a newer version waits for the next full report; the figures need not.
+    phase = Phase(news.phase) if news.phase in _PHASES else status.phase
     update: dict[str, object] = {"phase": phase}
     if phase != status.phase:
         update["phase_seconds"] = 0.0

@@ -68,7 +68,8 @@ class Line:
                 settings.url,
                 max_connections=connections,
                 timeout=timeout_seconds,
-                socket_timeout=timeout_seconds,
+                # One deadline per call, set in `ask`: redis-py drops the connection of a call that is cancelled by it.
+                socket_timeout=None,
                 socket_connect_timeout=timeout_seconds,
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
