@@ -1,7 +1,7 @@
-"""Log lines as the log pane keeps them: small tuples with their level found, and filters over them.
+"""Log lines as the log pane keeps them: small tuples that know their level, and filters over them.
 
-Lines come at up to tens of thousands a second, so an entry is a NamedTuple and finding the level is one scan for a few
-words near the start of the line.
+Lines come at up to tens of thousands a second, so an entry is a NamedTuple, and its level is looked for - a few words
+near the start of the line - only when somebody asks.
 """
 
 import re
@@ -66,8 +66,12 @@ class LogEntry(NamedTuple):
     at: float
     source: str
     text: str
-    level: Level = Level.NONE
     gap: int = 0
+
+    @property
+    def level(self) -> Level:
+        """Found when asked: most lines are never looked at."""
+        return Level.WARN if self.gap else level_of(self.text)
 
 
 def find_level(text: str) -> tuple[int, int] | None:
@@ -92,13 +96,13 @@ def make_entry(at: float, source: str, text: str) -> LogEntry:
         text = clean_text(text)
     if not is_clean(source):
         source = clean_text(source)
-    return LogEntry(at, source, text, level_of(text))
+    return LogEntry(at, source, text)
 
 
 def gap_entry(at: float, count: int, reason: str = "were left out") -> LogEntry:
     """A mark in the log where `count` lines are missing."""
     plural = "line" if count == 1 else "lines"
-    return LogEntry(at, "", clean_text(f"gap: {count:,} {plural} {reason}"), Level.WARN, count)
+    return LogEntry(at, "", clean_text(f"gap: {count:,} {plural} {reason}"), count)
 
 
 def entries_of(line: LogLine) -> tuple[LogEntry, ...]:
@@ -151,10 +155,10 @@ class LogFilter:
             if entry.gap:
                 return True
             return (
-                entry.level >= level
-                and entry.source not in muted
+                entry.source not in muted
                 and (not include or any(p.search(entry.text) for p in include))
                 and not any(p.search(entry.text) for p in exclude)
+                and (not level or entry.level >= level)
             )
 
         return test

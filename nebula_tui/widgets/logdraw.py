@@ -19,10 +19,11 @@ _MOST_SUBLINES: Final = 200
 def styled_text(entry: LogEntry, pattern: re.Pattern[str] | None, palette: Palette) -> list[Piece]:
     """The text with its level word coloured and hits marked."""
     text = entry.text
-    base = palette.dim if entry.level.severity is Severity.DIM else palette.normal
+    severity = entry.level.severity
+    base = palette.dim if severity is Severity.DIM else palette.normal
     spans: list[tuple[int, int, Style]] = []
-    if entry.level.severity in (Severity.WARN, Severity.CRIT) and (span := find_level(text)):
-        spans.append((*span, palette.of(entry.level.severity)))
+    if severity in (Severity.WARN, Severity.CRIT) and (span := find_level(text)):
+        spans.append((*span, palette.of(severity)))
     pieces = list(_styled(text, spans, base))
     if pattern is None:
         return pieces
