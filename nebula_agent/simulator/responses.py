@@ -1,0 +1,224 @@
+"""`/v1/responses` of the simulated engine: plain, and as the row of named events vLLM sends."""
+
+from typing import Any
+
+from nebula_agent.simulator.client import EngineFailed
+from nebula_agent.simulator.http_server import Exchange
+from nebula_agent.simulator.prompt import render_chat
+from nebula_agent.simulator.request_body import (
+    ApiError,
+    Fields,
+    check_lengths,
+    check_range,
+    invalid,
+    read_fault,
+    read_sampling,
+)
+from nebula_agent.simulator.service import (
+    Service,
+    collect,
+    error_event,
+    named_event,
+    new_id,
+    now,
+    reply_json,
+)
+from nebula_agent.simulator.tokenizer import tokenizer
+
+
+class ResponsesRequest:
+    """A request that passed every check, and the parts of its reply that are known before the first token."""
+
+    def __init__(self, service: Service, body: dict[str, Any]) -> None:
+        fields = Fields(body)
+        check_range(fields)
+        self.model = service.model(fields)
+        self.stream = fields.flag("stream")
+        self.instructions = fields.text("instructions")
+        self.max_output_tokens = fields.integer("max_output_tokens")
+        messages = _messages(fields.required("input"))
+        if self.instructions:
+            messages.insert(0, {"role": "system", "content": self.instructions})
+        self.prompt = tokenizer().encode(render_chat(messages))
+        self.room = check_lengths(len(self.prompt), self.max_output_tokens, service.max_model_len)
+        self.sampling = read_sampling(
+            fields,
+            max_tokens=self.room,
+            script=None,
+            fault=read_fault(fields, service.faults, allowed=service.allow_request_faults),
+            logprobs=None,
+        )
+        self.response_id = new_id("resp_")
+        self.message_id = new_id("msg_")
+        self._created = now()
+        self._metadata = fields.table("metadata")
+        top_p = fields.number("top_p")
+        self._top_p = 1.0 if top_p is None else top_p
+
+    def response(self, text: str | None = None, generated: int = 0, finish_reason: str | None = None) -> dict[str, Any]:
+        """The response object; without a text the one of a stream that has only begun."""
+        cut = finish_reason == "length"
+        finished = text is not None
+        return {
+            "id": self.response_id,
+            "created_at": self._created,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": self.instructions,
+            "metadata": self._metadata,
+            "model": self.model,
+            "object": "response",
+            "output": [self.item(text)] if text is not None else [],
+            "parallel_tool_calls": True,
+            "temperature": self.sampling.temperature,
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": self._top_p,
+            "background": False,
+            "max_output_tokens": self.room if self.max_output_tokens is None else self.max_output_tokens,
+            "max_tool_calls": None,
+            "previous_response_id": None,
+            "prompt": None,
+            "reasoning": None,
+            "service_tier": "auto",
+            "status": ("incomplete" if cut else "completed") if finished else "in_progress",
+            "text": None,
+            "top_logprobs": None,
+            "truncation": "disabled",
+            "usage": self._usage(generated) if finished else None,
+            "user": None,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "input_messages": None,
+            "output_messages": None,
+        }
+
+    def item(self, text: str | None) -> dict[str, Any]:
+        return {
+            "id": self.message_id,
+            "content": [] if text is None else [part(text)],
+            "role": "assistant",
+            "status": "in_progress" if text is None else "completed",
+            "type": "message",
+            "phase": None,
+        }
+
+    def _usage(self, generated: int) -> dict[str, Any]:
+        return {
+            "input_tokens": len(self.prompt),
+            "input_tokens_details": {
+                "cached_tokens": 0,
+                "cache_write_tokens": 0,
+                "input_tokens_per_turn": [],
+                "cached_tokens_per_turn": [],
+            },
+            "output_tokens": generated,
+            "output_tokens_details": {
+                "reasoning_tokens": 0,
+                "tool_output_tokens": 0,
+                "output_tokens_per_turn": [],
+                "tool_output_tokens_per_turn": [],
+            },
+            "total_tokens": len(self.prompt) + generated,
+        }
+
+
+def part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
+    return {"annotations": [], "text": text, "type": "output_text", "logprobs": logprobs}
+
+
+def _messages(given: object) -> list[Any]:
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if isinstance(given, list):
+        messages = []
+        for item in given:
+            if isinstance(item, dict) and item.get("type", "message") == "message":
+                messages.append({"role": item.get("role"), "content": item.get("content")})
+            elif isinstance(item, dict):
+                raise ApiError(400, f"input items of type {item.get('type')} are not simulated", param="input")
+        return messages
+    raise invalid("string_type", "body.input", "Input should be a valid string", given)
+
+
+async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
+    request = ResponsesRequest(service, body)
+    answers = service.submit(request.response_id, [request.prompt], request.sampling)
+    with service.held(answers):
+        if not request.stream:
+            whole = await collect(answers[0])
+            reply_json(exchange, request.response(whole.text, len(whole.tokens), whole.finish_reason))
+            return
+        exchange.start_stream()
+        events = _Events(request)
+        try:
+            for frame in events.opening():
+                await exchange.send(frame)
+            text, generated = "", 0
+            while True:
+                output = await answers[0].next_output()
+                generated += len(output.tokens)
+                text += output.text
+                if output.text:
+                    await exchange.send(events.delta(output.text))
+                if output.finish_reason is not None:
+                    break
+            for frame in events.closing(text, generated, output.finish_reason):
+                await exchange.send(frame)
+        except EngineFailed as failure:
+            await exchange.send(error_event(failure))
+        exchange.end_stream()
+
+
+class _Events:
+    """The numbered events of one stream."""
+
+    def __init__(self, request: ResponsesRequest) -> None:
+        self._request = request
+        self._number = 0
+
+    def opening(self) -> list[bytes]:
+        request = self._request
+        begun = {"response": request.response()}
+        return [
+            self._event("response.created", begun),
+            self._event("response.in_progress", begun),
+            self._event("response.output_item.added", {"item": request.item(None), "output_index": 0}),
+            self._event("response.content_part.added", {**self._place(), "part": part("", [])}),
+        ]
+
+    def delta(self, text: str) -> bytes:
+        return self._event(
+            "response.output_text.delta",
+            {
+                "content_index": 0,
+                "delta": text,
+                "item_id": self._request.message_id,
+                "logprobs": [],
+                "output_index": 0,
+            },
+        )
+
+    def closing(self, text: str, generated: int, finish_reason: str) -> list[bytes]:
+        request = self._request
+        done = {
+            "content_index": 0,
+            "item_id": request.message_id,
+            "logprobs": [],
+            "output_index": 0,
+        }
+        return [
+            self._event("response.output_text.done", done, tail={"text": text}),
+            self._event("response.content_part.done", {**self._place(), "part": part(text)}),
+            self._event("response.output_item.done", {"item": request.item(text), "output_index": 0}),
+            self._event("response.completed", {"response": request.response(text, generated, finish_reason)}),
+        ]
+
+    def _place(self) -> dict[str, Any]:
+        return {"content_index": 0, "item_id": self._request.message_id, "output_index": 0}
+
+    def _event(self, name: str, value: dict[str, Any], tail: dict[str, Any] | None = None) -> bytes:
+        number = {"sequence_number": self._number}
+        self._number += 1
+        return named_event(name, {**value, **number, **(tail or {}), "type": name})
