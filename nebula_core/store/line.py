@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 from redis import exceptions as failures
@@ -47,7 +47,7 @@ class StoreSettings(BaseModel):
     def shown_url(self) -> str:
         """The address without credentials, for messages and logs."""
         parts = urlsplit(self.url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class Line:
@@ -126,13 +126,17 @@ class Script:
 
 def translated(error: Exception, where: str, timeout_seconds: float) -> NebulaError:
     """What a failure of redis-py means for an operator."""
-    text = str(error)
+    if type(error) is failures.ConnectionError and isinstance(error.__cause__, failures.RedisError):
+        # What the server answered while redis-py was introducing itself.
+        error = error.__cause__
+    text = str(error).rstrip(".")
     match error:
         case failures.AuthenticationError() | failures.AuthorizationError():
-            return StoreUnfit(
-                f"the store at {where} refuses these credentials: {text}",
-                hint="Set store.username and store.password_file",
-            )
+            return _refused(where, text)
+        case _ if any(
+            word in text for word in ("Authentication required", "NOAUTH", "WRONGPASS", "invalid username-password")
+        ):
+            return _refused(where, text)
         case failures.NoPermissionError():
             return StoreUnfit(
                 f"the store at {where} does not allow this user what it needs: {text}",
@@ -161,3 +165,9 @@ def translated(error: Exception, where: str, timeout_seconds: float) -> NebulaEr
             )
         case _:
             return StoreUnfit(f"the store at {where} answered: {text}", hint="Is it used by something else as well?")
+
+
+def _refused(where: str, text: str) -> StoreUnfit:
+    return StoreUnfit(
+        f"the store at {where} refuses these credentials: {text}", hint="Set store.username and store.password_file"
+    )
