@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import (
+    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -18,8 +19,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     Summary,
+    generate_latest,
 )
-from prometheus_client.exposition import choose_encoder
 
 _Metric = TypeVar("_Metric", Counter, Gauge)
 
@@ -91,12 +92,11 @@ class Finished:
 class EngineMetrics:
     """The registry of one engine process."""
 
-    def __init__(self, model: str, max_model_len: int, cache_config: Mapping[str, str], block_size: int) -> None:
+    def __init__(self, model: str, max_model_len: int, cache_config: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         GCCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         ProcessCollector(registry=self.registry)
-        self._block_size = block_size
         self._labels = {"engine": "0", "model_name": model}
         self._model = model
         tokens = token_buckets(max_model_len)
@@ -295,10 +295,9 @@ class EngineMetrics:
         self._http_duration_high.observe(seconds)
         self._http_duration.labels(handler, method).observe(seconds)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Body and content type in the format the scraper accepts."""
-        encoder, content_type = choose_encoder(accept)
-        return encoder(self.registry), content_type
+    def exposition(self) -> tuple[bytes, str]:
+        """Body and content type: always the text format 1.0.0, whatever the scraper says it accepts."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     # -- how it is declared ----------------------------------------------------------------------------------------
 

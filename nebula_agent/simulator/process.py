@@ -67,9 +67,7 @@ class _Server:
     def __init__(self, settings: SimulatorSettings, child: int) -> None:
         self._settings = settings
         self._child = child
-        self._metrics = EngineMetrics(
-            settings.names[0], settings.max_model_len, _cache_config(settings), settings.limits.block_size
-        )
+        self._metrics = EngineMetrics(settings.names[0], settings.max_model_len, _cache_config(settings))
         self._client = EngineClient(
             self._metrics, max_num_queued=settings.max_num_queued_reqs, engine_seed=settings.seed
         )

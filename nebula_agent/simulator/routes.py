@@ -138,7 +138,7 @@ class Routes:
     async def _scrape(self, exchange: Exchange) -> None:
         if self._service.faults.scrape_slow_seconds:
             await asyncio.sleep(self._service.faults.scrape_slow_seconds)
-        body, content_type = self._metrics.exposition(exchange.request.headers.get("accept", ""))
+        body, content_type = self._metrics.exposition()
         exchange.reply(200, body, content_type)
 
     async def _models(self, exchange: Exchange) -> None:
