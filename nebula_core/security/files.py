@@ -29,15 +29,16 @@ def write_secret(path: Path, data: bytes) -> None:
 def read_secret(path: Path) -> bytes:
     """The content of a secret file. Raises SettingsError when it is missing or open to other users."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        # Not blocking: a pipe planted under this name must not hold the program.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise SettingsError(
             f"cannot read the secret file {path}: {error.strerror}",
             hint="Check the path and that this user owns the file",
         ) from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         # Asked of the open file, not of the name: nobody can swap it in between.
-        facts = os.fstat(file.fileno())
+        facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             raise SettingsError(f"the secret file {path} is not a plain file", hint="Name the file itself")
         if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -45,7 +46,10 @@ def read_secret(path: Path) -> bytes:
                 f"the secret file {path} may be read or written by other users (mode {stat.S_IMODE(facts.st_mode):04o})",
                 hint=f"Run: chmod 600 {path}",
             )
-        return file.read()
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def _sync_directory(directory: Path) -> None:
