@@ -102,7 +102,7 @@ class HeaderBar(Painted):
         glyph = "●" if state.link in (Severity.OK, Severity.NORMAL) else "▲" if state.link is Severity.CRIT else "~"
         link = f"{glyph} {state.link_word}" + ("" if state.data_age is None else f" {age(state.data_age)}")
         context = f"⚑ {state.context}" if state.production else state.context
-        left: list[tuple[str, Style, int]] = [
+        left: list[_Part] = [
             ("nebula", palette.title, 5),
             (context, palette.accent + palette.title if state.production else palette.title, 0),
             (link, palette.of(state.link), 0),
@@ -112,26 +112,23 @@ class HeaderBar(Painted):
         long_form = width >= 100
         crit = f"▲{state.crit}" + (" crit" if long_form else "")
         warn = f"●{state.warn}" + (" warn" if long_form else "")
-        right = [
+        right: list[_Part] = [
             (crit, palette.crit if state.crit else palette.dim, 2),
             (warn, palette.warn if state.warn else palette.dim, 2),
             (state.clock, palette.normal, 1),
         ]
         pieces = [piece for piece in left if piece[0]]
         ends = [piece for piece in right if piece[0]]
-        while _width(pieces) + _width(ends) + 2 > width and any(p[2] for p in pieces + ends):
+        while _width(pieces) + _ends_width(ends) + 1 > width and any(p[2] for p in pieces + ends):
             least = max(pieces + ends, key=lambda piece: piece[2])
             (ends if least in ends else pieces).remove(least)
-        room = width - _width(ends) - 1
+        room = width - _ends_width(ends)
         for place, (text, style, _) in enumerate(pieces):
             line.add(_BAR if place else " ◆ ", palette.border if place else palette.accent)
             line.add(fit(text, max(0, min(text_width(text), room - line.width))), style)
-        line.pad_to(width - _width(ends) - 1, palette.normal)
+        line.pad_to(room, palette.normal)
         for place, (text, style, _) in enumerate(ends):
-            if place:
-                # Counts stand together, the clock apart.
-                line.add(" " if place == 1 and len(ends) == 3 else _BAR, palette.border)
-            line.add(text, style)
+            line.add(_between(ends, place), palette.border).add(text, style)
 
     def _draw_tabs(self, line: Line, width: int, palette: Palette) -> None:
         full = [(tab, f"{tab.key} {tab.label}") for tab in self._tabs]
@@ -155,8 +152,23 @@ class HeaderBar(Painted):
                     self.post_message(self.TabClicked(key))
 
 
-def _width(pieces: Sequence[tuple[str, Style, int]]) -> int:
-    return sum(text_width(text) + 2 for text, _, _ in pieces) + 1
+_Part = tuple[str, Style, int]
+"""Text, its style, and how soon it leaves: 0 never, the highest number first."""
+
+
+def _width(pieces: Sequence[_Part]) -> int:
+    return 1 + sum(text_width(text) + 2 for text, _, _ in pieces)
+
+
+def _between(ends: Sequence[_Part], place: int) -> str:
+    """Before a part at the right: the counts stand together, the clock apart."""
+    if place == 0:
+        return ""
+    return _BAR if ":" in ends[place][0] else " "
+
+
+def _ends_width(ends: Sequence[_Part]) -> int:
+    return 1 + sum(text_width(text) + len(_between(ends, place)) for place, (text, _, _) in enumerate(ends))
 
 
 class KeyBar(Painted):

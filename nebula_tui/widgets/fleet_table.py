@@ -210,14 +210,14 @@ class FleetTable(Painted, can_focus=True):
         """See `presenters.rowfilter` for the grammar; "" shows all."""
         self._model.filter = parse_filter(text, [column.key for column in self.columns])
         self._model.arrange()
-        self._arranged()
+        self._arranged(from_top=True)
         self.post_message(self.ViewChanged(self))
 
     def sort_by(self, key: str | None, *, descending: bool = False) -> None:
         """None: the order given."""
         self._model.sort_column, self._model.descending = key, descending
         self._model.arrange()
-        self._arranged()
+        self._arranged(from_top=True)
         self.refresh(Region(0, 0, self.size.width, 1))
         self.post_message(self.ViewChanged(self))
 
@@ -242,8 +242,11 @@ class FleetTable(Painted, can_focus=True):
     def _page(self) -> int:
         return max(1, self.size.height - 1)
 
-    def _arranged(self, *, ticked: bool = False) -> None:
-        """After the order changed: the cursor finds its row again, or keeps its place."""
+    def _arranged(self, *, ticked: bool = False, from_top: bool = False) -> None:
+        """After the order changed: the cursor finds its row again, or keeps its place.
+
+        `from_top`: who asks for another order wants to see its first rows, if the cursor's row can be among them.
+        """
         in_sight = self._top <= self._cursor_at < self._top + self._page
         count = self.shown_count
         at = None if self._cursor is None else self._model.index(self._cursor)
@@ -251,8 +254,8 @@ class FleetTable(Painted, can_focus=True):
             at = min(self._cursor_at, count - 1) if count else 0
             self._set_cursor(self._model.shown[at] if count else None)
         self._cursor_at = at
-        self._top = max(0, min(self._top, count - self._page))
-        if in_sight:
+        self._top = 0 if from_top else max(0, min(self._top, count - self._page))
+        if in_sight or from_top:
             self._bring_into_sight()
         self._repaint(ticked=ticked)
 

@@ -158,7 +158,8 @@ class LogRing(Painted, can_focus=True):
 
     def append(self, entries: Iterable[LogEntry]) -> None:
         """Queues clean lines (see `presenters.loglines`), oldest first; cheap, and safe while hidden."""
-        self._pending_lost += drop_oldest(self._pending, entries, self._store.capacity)
+        # One line less than the ring holds, so that the gap line itself has room in it.
+        self._pending_lost += drop_oldest(self._pending, entries, self._store.capacity - 1)
         self._schedule_drain()
 
     def note_lost(self, count: int, at: float, reason: str = "were lost on the way") -> None:
@@ -245,8 +246,7 @@ class LogRing(Painted, can_focus=True):
         self._search_text = text
         self._pattern = compile_search(text)
         self._start_search()
-        self._lines = []
-        self._repaint()
+        self._repaint_all()
 
     def set_filter(self, new: LogFilter) -> None:
         if new != self._filter:
@@ -256,7 +256,7 @@ class LogRing(Painted, can_focus=True):
     def _rebuild_view(self) -> None:
         self._view = Scan(self._store, self._filter.passes) if self._filter else Whole(self._store)
         self._start_search()
-        self._lines = []
+        self._repaint_all()
         self._work()
 
     def _start_search(self) -> None:
@@ -433,9 +433,7 @@ class LogRing(Painted, can_focus=True):
         self._seen = False
 
     def on_resize(self) -> None:
-        self._lines = []
-        self._repaint()
-        self.refresh()
+        self._repaint_all()
 
     def on_focus(self) -> None:
         self.refresh()
@@ -445,9 +443,13 @@ class LogRing(Painted, can_focus=True):
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
-        self._lines = []
         if self.is_mounted:
-            self._repaint()
+            self._repaint_all()
+
+    def _repaint_all(self) -> None:
+        self._lines = []
+        self._repaint()
+        self.refresh()
 
     def _repaint(self) -> None:
         """Works out the lines of the screen and refreshes those that differ."""

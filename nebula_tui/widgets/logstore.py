@@ -1,7 +1,7 @@
 """A bounded ring of log lines, and scans over it that work in slices. Knows no Textual.
 
-Lines are numbered from 0 for ever; the ring keeps the newest. It drops whole chunks, so keeping it bounded costs nothing
-per line. A `Scan` finds the lines that pass a test: new lines as they come, old ones backwards from the newest in
+Lines are numbered from 0 for ever; the ring keeps the newest. Memory goes by whole chunks, so keeping it bounded costs
+nothing per line. A `Scan` finds the lines that pass a test: new lines as they come, old ones backwards from the newest in
 steps, so that what the operator looks at is answered first and no step is long.
 """
 
@@ -19,9 +19,10 @@ class LogStore:
     """`first` is the number of the oldest line kept, `end` one past the newest."""
 
     def __init__(self, capacity: int = 100_000) -> None:
-        self.capacity = max(capacity, CHUNK)
+        self.capacity = max(capacity, 1)
         self.first = 0
         self.end = 0
+        self._base = 0  # number of the first line in memory; up to a chunk of them is no longer kept
         self._chunks: deque[list[LogEntry]] = deque()
 
     def __len__(self) -> int:
@@ -36,21 +37,23 @@ class LogStore:
             self._chunks[-1].extend(entries[at : at + taken])
             at, left = at + taken, left - taken
             self.end += taken
-            while len(self) > self.capacity:
-                self.first += len(self._chunks.popleft())
+            self.first = max(self.first, self.end - self.capacity)
+            while self.first - self._base >= CHUNK:
+                self._chunks.popleft()
+                self._base += CHUNK
 
     def __getitem__(self, number: int) -> LogEntry:
         """The line of that number; IndexError when it is not kept (any more)."""
         if not self.first <= number < self.end:
             raise IndexError(number)
-        place = number - self.first
+        place = number - self._base
         return self._chunks[place // CHUNK][place % CHUNK]
 
     def slice(self, low: int, high: int) -> Iterator[tuple[int, LogEntry]]:
         """Lines low..high-1 that are kept, with their numbers."""
         low, high = max(low, self.first), min(high, self.end)
         while low < high:
-            place = low - self.first
+            place = low - self._base
             chunk = self._chunks[place // CHUNK]
             start = place % CHUNK
             stop = min(CHUNK, start + high - low)
@@ -59,7 +62,7 @@ class LogStore:
 
     def clear(self) -> None:
         self._chunks.clear()
-        self.first = self.end
+        self.first = self._base = self.end
 
 
 class Scan:
