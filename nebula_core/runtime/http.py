@@ -89,6 +89,7 @@ class UpstreamConnection(asyncio.Protocol):
         "malformed",
         "on_body",
         "parser",
+        "reusable",
         "sink",
         "status",
         "surplus",
@@ -113,7 +114,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers: Headers = []
         self.status = 0
         self._head_bytes = 0
-        self.answered = self.begun = self.head_ready = self.complete = self.surplus = self.until_close = False
+        self.answered = self.begun = self.head_ready = self.complete = self.surplus = self.until_close = (
+            self.reusable
+        ) = False
         self.malformed: str | None = None
 
     # The socket
@@ -194,7 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The answer is complete; keep the connection when it is safe."""
         self.sink = None
         self.fresh = False
-        if self.surplus or self.malformed is not None or not self.parser.should_keep_alive():
+        if self.surplus or self.malformed is not None or not self.reusable:
             self._discard()
         else:
             self._pool.keep(self)
@@ -234,7 +237,9 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.status = status
         self.head_ready = True
-        if not self.parser.should_keep_alive():
+        # Asked here, because the parser forgets the framing when the message is complete.
+        self.reusable = self.parser.should_keep_alive()
+        if not self.reusable:
             framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
             self.until_close = not framed and status not in (204, 304)
 

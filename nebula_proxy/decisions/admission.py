@@ -1,0 +1,38 @@
+"""Whether a request is let in: not into an engine that would drown, and with the reason when it is turned away.
+
+Saturation of a replica is max(waiting / bound, KV cache / limit, in-flight / max); 1 is full (CONTRACT, 3). A model
+without any endpoint is not a saturated one: that is 503 with why, never 429 (control_plane, 4.32).
+"""
+
+from collections.abc import Sequence
+
+from nebula_proxy.decisions.candidates import SAMPLE_FRESH_SECONDS, Candidate
+from nebula_proxy.decisions.refusal import Refusal, model_starting, no_capacity, no_replica, overloaded
+
+
+def saturation(candidate: Candidate) -> float:
+    """0 is idle, 1 is full. A stale sample says nothing: then only what the proxies themselves opened counts."""
+    full = (candidate.inflight + candidate.elsewhere) / candidate.max_inflight
+    if candidate.sample_age <= SAMPLE_FRESH_SECONDS:
+        if candidate.waiting is not None:
+            full = max(full, candidate.waiting / candidate.max_waiting)
+        if candidate.kv_cache_usage is not None:
+            full = max(full, candidate.kv_cache_usage / candidate.max_kv_cache_usage)
+    return full
+
+
+def admit(model: str, candidates: Sequence[Candidate], roll: float) -> list[Candidate] | Refusal:
+    """Those of at least one candidate that have room, or the refusal when none has."""
+    open_ones = [candidate for candidate in candidates if saturation(candidate) < 1.0]
+    return open_ones or overloaded(model, roll)
+
+
+def nothing_ready(model: str, *, ejected: int, starting: int, wanted: int, roll: float) -> Refusal:
+    """Why a known model has no endpoint that may be tried."""
+    if starting:
+        return model_starting(model, starting, roll)
+    if ejected:
+        return no_replica(model, f"{ejected} failed a moment ago", roll)
+    if wanted == 0:
+        return no_replica(model, "it is scaled to 0", roll)
+    return no_capacity(model, wanted, roll)

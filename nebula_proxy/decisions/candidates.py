@@ -1,0 +1,64 @@
+"""Endpoints weighed for one request, and which of them are worth a score.
+
+Figures of an engine are used only while fresh: overload is a lease of a few seconds, never a latch. A node that has
+been silent keeps its endpoints, because absence is no order; they are taken only when nothing better is there.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+#: Two periods of the agents' samples, and a half for the way.
+SAMPLE_FRESH_SECONDS = 2.5
+
+
+class Standing(IntEnum):
+    """How much can be said for an endpoint before any figure; lower is better."""
+
+    SOUND = 0
+    #: Put out by direct evidence some time ago: one request may try it.
+    PROBE = 1
+    #: Its node has been silent for a moment.
+    SUSPECT = 2
+    #: It failed a moment ago, but it can be reached: when all do, none is left out (panic mode).
+    STRUGGLING = 3
+    #: Its node is silent for long, but nothing has been heard against the engine itself.
+    SILENT = 4
+    #: It cannot be reached.
+    OUT = 5
+
+
+class Candidate(NamedTuple):
+    replica: str
+    standing: Standing
+    #: Open requests of this process, and of other proxies as they last said.
+    inflight: int
+    elsewhere: int
+    #: None is unknown.
+    waiting: int | None
+    kv_cache_usage: float | None
+    sample_age: float
+    #: Bounds at which a replica is full.
+    max_waiting: int
+    max_kv_cache_usage: float
+    max_inflight: int
+
+
+def best_standing(candidates: Sequence[Candidate], *, without: str | None = None) -> list[Candidate]:
+    """The candidates of the best standing there is, but none that is out; `without` is a replica already tried.
+
+    One that is due for a probe counts as sound, so that it gets its chance while others stand.
+    """
+    best = Standing.OUT
+    chosen: list[Candidate] = []
+    for candidate in candidates:
+        standing = candidate.standing
+        if standing is Standing.PROBE:
+            standing = Standing.SOUND
+        if standing > best or standing is Standing.OUT or candidate.replica == without:
+            continue
+        if standing < best:
+            best = standing
+            chosen = []
+        chosen.append(candidate)
+    return chosen

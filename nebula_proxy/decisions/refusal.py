@@ -1,0 +1,156 @@
+"""A request that is turned away: status, reason, and the next step for whoever sent it (CONTRACT, 3)."""
+
+import math
+from typing import NamedTuple
+
+from nebula_core.wire.openai import error_body
+
+
+class Refusal(NamedTuple):
+    status: int
+    code: str
+    message: str
+    hint: str | None = None
+    param: str | None = None
+    #: Seconds; None sends no `Retry-After`.
+    retry_after: int | None = None
+
+    def body(self) -> bytes:
+        return error_body(self.status, self.code, self.message, param=self.param, hint=self.hint)
+
+
+def jittered(seconds: float, roll: float) -> int:
+    """Whole seconds around `seconds`, ±50 % by `roll` in 0..1, so that those turned away together come back apart."""
+    return min(60, max(1, math.ceil(seconds * (0.5 + roll))))
+
+
+def bad_request(message: str, *, hint: str | None = None, param: str | None = None) -> Refusal:
+    return Refusal(400, "invalid_request", message, hint, param)
+
+
+def too_large(limit: int) -> Refusal:
+    return Refusal(
+        413, "request_too_large", f"The body is larger than {limit} bytes", "send less, or raise `max_body_bytes`"
+    )
+
+
+def encoded_body(encoding: str) -> Refusal:
+    return Refusal(
+        415, "unsupported_encoding", f"Content-Encoding {encoding!r} is not accepted", "send the body uncompressed"
+    )
+
+
+def head_too_large(what: str) -> Refusal:
+    return Refusal(431, "headers_too_large", f"The request head has {what}", "send fewer or shorter headers")
+
+
+def too_slow(what: str) -> Refusal:
+    return Refusal(408, "request_timeout", f"The {what} did not come in time", "send the request without pauses")
+
+
+def invalid_key() -> Refusal:
+    return Refusal(
+        401,
+        "invalid_api_key",
+        "The API key is missing, unknown, expired or revoked",
+        "send `Authorization: Bearer nbl_…`; an admin makes keys with `nebula keys create`",
+    )
+
+
+def model_not_allowed(model: str, key: str) -> Refusal:
+    return Refusal(
+        403,
+        "model_not_allowed",
+        f"The key {key!r} may not use model {model!r}",
+        "GET /v1/models lists what it may use",
+        "model",
+    )
+
+
+def pin_not_allowed() -> Refusal:
+    return Refusal(403, "pin_not_allowed", "Only an operator's key may pin a replica", "leave `x-nebula-replica` out")
+
+
+def model_not_found(model: str, known: list[str]) -> Refusal:
+    listed = ", ".join(known[:20]) or "there is none yet: `nebula apply -f deployment.toml` makes one"
+    return Refusal(404, "model_not_found", f"There is no model {model[:128]!r}", f"known: {listed}", "model")
+
+
+def unknown_path(path: str) -> Refusal:
+    return Refusal(404, "not_found", f"There is no {path[:128]!r} here", "the paths are listed in CONTRACT, 3")
+
+
+def method_not_allowed(method: str, path: str) -> Refusal:
+    return Refusal(405, "method_not_allowed", f"{method[:16]} is not possible on {path[:128]!r}", "see CONTRACT, 3")
+
+
+def rate_limited(limit: int, roll: float) -> Refusal:
+    return Refusal(
+        429,
+        "rate_limited",
+        f"This key has {limit} requests open, which is its limit",
+        "wait for one to end",
+        retry_after=jittered(1.0, roll),
+    )
+
+
+def overloaded(model: str, roll: float) -> Refusal:
+    return Refusal(
+        429,
+        "overloaded",
+        f"Every replica of {model!r} is saturated",
+        "try again after the seconds of Retry-After, or scale the deployment up",
+        retry_after=jittered(2.0, roll),
+    )
+
+
+def model_starting(model: str, starting: int, roll: float) -> Refusal:
+    return Refusal(
+        503,
+        "model_starting",
+        f"Model {model!r} is starting ({starting} on the way)",
+        "try again after the seconds of Retry-After",
+        retry_after=jittered(4.0, roll),
+    )
+
+
+def no_replica(model: str, why: str, roll: float) -> Refusal:
+    return Refusal(
+        503,
+        "no_replica",
+        f"No replica of {model!r} can take a request: {why}",
+        f"see `nebula describe deployment {model}`",
+        retry_after=jittered(2.0, roll),
+    )
+
+
+def no_capacity(model: str, wanted: int, roll: float) -> Refusal:
+    return Refusal(
+        503,
+        "no_capacity",
+        f"None of the {wanted} replicas of {model!r} is ready or starting",
+        f"`nebula describe deployment {model}` says what they wait for",
+        retry_after=jittered(20.0, roll),
+    )
+
+
+def engine_died(replica: str, detail: str) -> Refusal:
+    return Refusal(
+        502, "engine_died", f"Replica {replica} failed before it answered: {detail}", "try again", retry_after=1
+    )
+
+
+def engine_timeout(replica: str, seconds: float) -> Refusal:
+    return Refusal(
+        504,
+        "engine_timeout",
+        f"Replica {replica} gave no answer within {seconds:g} s",
+        "try again, or with a shorter prompt",
+        retry_after=2,
+    )
+
+
+def internal_error(request_id: str) -> Refusal:
+    return Refusal(
+        500, "internal_error", "Nebula failed to handle this request", f"the proxy's log has it under {request_id}"
+    )

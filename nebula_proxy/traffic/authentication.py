@@ -1,0 +1,68 @@
+"""Who calls the data plane: the key of a request, checked against the snapshot's keys, remembered for the next time."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from nebula_core.records.access import ApiKey, Principal, Role
+from nebula_core.security.credentials import check_token
+
+#: Tokens remembered at once; beyond it the memory starts anew.
+REMEMBERED = 4096
+
+ANYONE = Principal(name="anyone", role=Role.CLIENT, key_id="-", models=None)
+
+
+class Pass(NamedTuple):
+    """A checked caller."""
+
+    principal: Principal
+    max_inflight: int | None
+    #: Unix seconds.
+    expires_at: float | None
+
+    @property
+    def operator(self) -> bool:
+        return self.principal.role.includes(Role.OPERATOR)
+
+
+_ANYONE = Pass(ANYONE, None, None)
+
+
+class Authenticator:
+    """Checks keys without I/O. What it remembers is forgotten with every change of the keys."""
+
+    def __init__(self, *, required: bool) -> None:
+        self._required = required
+        self._keys: Mapping[str, ApiKey] = {}
+        # By the token's hash, so that no secret lies in memory for longer than its request.
+        self._known: dict[bytes, Pass] = {}
+
+    def update(self, keys: Mapping[str, ApiKey]) -> None:
+        if keys is not self._keys:
+            self._keys = keys
+            self._known.clear()
+
+    def check(self, headers: Mapping[bytes, bytes]) -> Pass | None:
+        """The caller, or None when its credential is missing or wrong."""
+        given = headers.get(b"authorization")
+        if given is not None:
+            token = given[7:].strip() if given[:7].lower() == b"bearer " else b""
+        else:
+            token = headers.get(b"x-api-key", b"")  # as Anthropic's clients send it
+        if not token:
+            return None if self._required else _ANYONE
+        digest = hashlib.sha256(token).digest()
+        known = self._known.get(digest)
+        if known is not None and (known.expires_at is None or time.time() < known.expires_at):
+            return known
+        principal = check_token(token.decode("latin-1"), self._keys, time.time())
+        if principal is None:
+            return None if self._required else _ANYONE
+        key = self._keys[principal.key_id]
+        checked = Pass(principal, key.max_inflight, key.expires_at)
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[digest] = checked
+        return checked

@@ -1,0 +1,290 @@
+"""The hot path: inference calls are taken out of uvicorn before ASGI, and tokens are spliced from socket to socket.
+
+uvicorn's own parser goes on reading the connection, so split heads, pipelining, `Expect`, HTTP/1.0 and keep-alive are
+its business for hot and cold requests alike. A hot request stands in uvicorn's books as a *cycle* like any other
+(`HotCycle` has the attributes uvicorn looks at), which is what keeps a request pipelined behind it from being
+answered out of turn. When it is complete it becomes an `Exchange`; what the exchange hands over is framed and
+written here: one write per read from the engine, no task and no future.
+"""
+
+import time
+from typing import Any
+
+import structlog
+
+from nebula_proxy.decisions.calls import CALLS, Call
+from nebula_proxy.decisions.refusal import internal_error, too_large
+from nebula_proxy.traffic.connection import PIPELINE, Phase, StrictProtocol, status_line
+from nebula_proxy.traffic.downstream import Request
+from nebula_proxy.traffic.exchange import Exchange
+
+log = structlog.get_logger(__name__)
+
+
+class _NobodyWaits:
+    """Stands for the event on which uvicorn's cycles wait."""
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+_NOBODY = _NobodyWaits()
+
+
+class HotCycle:
+    """One hot request on a connection, from its head to the end of its answer: the exchange's downstream."""
+
+    __slots__ = (
+        "_chunked",
+        "_protocol",
+        "_version",
+        "_wants_continue",
+        "behind",
+        "body",
+        "call",
+        "disconnected",
+        "exchange",
+        "headers",
+        "keep_alive",
+        "response_complete",
+        "response_started",
+    )
+
+    #: What uvicorn looks at.
+    message_event = _NOBODY
+
+    def __init__(
+        self,
+        protocol: "HotPathProtocol",
+        call: Call,
+        headers: dict[bytes, bytes],
+        version: str,
+        behind: Any,
+        *,
+        keep_alive: bool,
+        wants_continue: bool,
+    ) -> None:
+        self._protocol = protocol
+        self.call = call
+        self.headers = headers
+        self._version = version
+        #: The request before it on this connection, when that was not answered yet.
+        self.behind = behind
+        self.keep_alive = keep_alive
+        self._wants_continue = wants_continue
+        self.body: list[bytes] = []
+        self.exchange: Exchange | None = None
+        self.response_started = False
+        self.response_complete = False
+        self.disconnected = False
+        self._chunked = False
+
+    def send_continue(self) -> None:
+        """Asks for the body, once, if the client waits to be asked."""
+        if self._wants_continue:
+            self._wants_continue = False
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def start(self) -> None:
+        """The request is complete and it is its turn."""
+        body = self.body
+        whole = body[0] if len(body) == 1 else b"".join(body)
+        self.body = []
+        self.behind = None
+        self.response_started = True
+        request = Request(self.call, self.headers, whole, time.monotonic())
+        protocol = self._protocol
+        self.exchange = exchange = Exchange(protocol.plane, self, request)
+        protocol.active = self
+        try:
+            exchange.start()
+        except Exception:
+            log.exception("exchange_failed", request_id=exchange.request_id.decode("ascii"))
+            exchange.give_up(internal_error(exchange.request_id.decode("ascii")))
+
+    # Downstream
+
+    def respond(self, status: int, head: bytes, body: bytes, *, close: bool = False) -> None:
+        if close:
+            self.keep_alive = False
+        self._protocol.transport.write(
+            b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
+            % (
+                status_line(status),
+                self._protocol.default_head(),
+                head,
+                len(body),
+                b"" if self.keep_alive else b"connection: close\r\n",
+                body,
+            )
+        )
+        self._complete()
+
+    def begin(self, status: int, head: bytes, body: bytes) -> None:
+        protocol = self._protocol
+        self._chunked = self._version == "1.1"
+        if not self._chunked:
+            self.keep_alive = False  # its end is the end of the connection
+        protocol.transport.write(
+            b"%b%b%b%b%b\r\n%b"
+            % (
+                status_line(status),
+                protocol.default_head(),
+                head,
+                b"" if self.keep_alive else b"connection: close\r\n",
+                b"transfer-encoding: chunked\r\n" if self._chunked else b"",
+                b"%x\r\n%b\r\n" % (len(body), body) if self._chunked and body else body,
+            )
+        )
+
+    def write(self, body: bytes) -> None:
+        if self._chunked:
+            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        else:
+            self._protocol.transport.write(body)
+
+    def end(self, body: bytes = b"", *, close: bool = False) -> None:
+        if close:
+            self.keep_alive = False
+        if self._chunked:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        if body:
+            self._protocol.transport.write(body)
+        self._complete()
+
+    def cut(self) -> None:
+        self.keep_alive = False
+        self._protocol.abort(reset=not self._chunked)
+        self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self._protocol.hot_done(self)
+
+
+class HotPathProtocol(StrictProtocol):
+    """A connection whose inference calls do not pass through ASGI."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: The hot request that is being answered.
+        self.active: HotCycle | None = None
+        #: The hot request that is being received.
+        self._receiving: HotCycle | None = None
+        #: Requests that became complete in this read; started after the parser is through with it.
+        self._ready: list[HotCycle] = []
+        self._default_headers: list[tuple[bytes, bytes]] | None = None
+        self._default_head = b""
+
+    def default_head(self) -> bytes:
+        """The headers uvicorn adds to every answer (date), as lines; it makes a new list once a second."""
+        headers = self.server_state.default_headers
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_head = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._default_head
+
+    # From the socket
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._ready:
+            ready, self._ready = self._ready, []
+            for cycle in ready:
+                if cycle.response_complete:
+                    continue  # refused meanwhile
+                if cycle.behind is None or cycle.behind.response_complete:
+                    cycle.start()
+                    continue
+                self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type] # see _start_asgi_task
+                if len(self.pipeline) >= PIPELINE:
+                    self.flow.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.pipeline.clear()
+        active, self.active = self.active, None
+        if active is not None and active.exchange is not None:
+            active.exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.active is not None and self.active.exchange is not None:
+            self.active.exchange.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.active is not None and self.active.exchange is not None:
+            self.active.exchange.resume()
+
+    # From the parser
+
+    def take(self, method: bytes, version: str) -> bool:
+        if method != b"POST":
+            return False
+        url = self.url
+        call = CALLS.get(url)
+        if call is None:
+            call = CALLS.get(url.partition(b"?")[0])
+            if call is None:
+                return False
+        headers = dict(self.headers)
+        length = headers.get(b"content-length")
+        most = self.limits.max_body_bytes
+        if length is not None and int(length) > most:
+            self._stop(too_large(most))
+        cycle = HotCycle(
+            self,
+            call,
+            headers,
+            version,
+            self._behind,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self.plane.draining,
+            wants_continue=self.expect_100_continue and version == "1.1",
+        )
+        self.cycle = cycle  # type: ignore[assignment] # it has what uvicorn looks at
+        self._receiving = cycle
+        if self._behind is None:
+            cycle.send_continue()
+        return True
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self._receiving
+        if cycle is None:
+            super().on_body(body)
+            return
+        self._body_bytes += len(body)
+        if self._body_bytes > self.limits.max_body_bytes:
+            self._stop(too_large(self.limits.max_body_bytes))
+        cycle.body.append(body)
+
+    def on_message_complete(self) -> None:
+        cycle = self._receiving
+        if cycle is None:
+            super().on_message_complete()
+            return
+        self.phase = Phase.BUSY
+        self._receiving = None
+        self._ready.append(cycle)
+
+    # uvicorn's books
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, HotCycle):
+            cycle.start()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        receiving = self._receiving
+        if receiving is not None and not self.transport.is_closing():
+            receiving.send_continue()  # it is its turn now
+
+    def hot_done(self, cycle: HotCycle) -> None:
+        """The answer of `cycle` has been written."""
+        if self.active is cycle:
+            self.active = None
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
