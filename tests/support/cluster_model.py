@@ -102,6 +102,10 @@ class ModelNode:
     foreign: dict[str, int] = field(default_factory=dict)
     #: Replicas that can not start here (their agent gave up).
     broken: set[str] = field(default_factory=set)
+    #: The agent reports, but does nothing.
+    stuck: bool = False
+    #: Its engines are not scraped: nobody knows their figures.
+    unscraped: bool = False
 
 
 @dataclass
@@ -172,7 +176,7 @@ class ClusterModel:
     def obey(self) -> None:
         """Every agent that is up takes one step towards its placements; every proxy that listens reads on."""
         for name, node in self.nodes.items():
-            if not node.up:
+            if not node.up or node.stuck:
                 continue
             for placement in self.view.placements.values():
                 if placement.node != name:
@@ -204,15 +208,23 @@ class ClusterModel:
 
     def hear(self) -> None:
         """Reports of everything that is up reach the leader."""
+        self.view = self.view.with_reports(self.node_reports(), self.proxy_reports(), at=self.now)
+
+    def node_reports(self) -> list[NodeReport]:
+        """What every agent that is up says now."""
         self._sequence += 1
-        reports = [self._report(node) for node in self.nodes.values() if node.up and node.node.name in self.view.nodes]
-        proxies = [
+        return [self._report(node) for node in self.nodes.values() if node.up and node.node.name in self.view.nodes]
+
+    def proxy_reports(self) -> list[ProxyReport]:
+        """What every proxy that is up says now."""
+        self._sequence += 1
+        return [
             ProxyReport(
                 proxy=name,
                 sequence=self._sequence,
                 pid=1,
                 version="0",
-                at=0.0,
+                at=float(self._sequence),
                 started_at=0.0,
                 revision=proxy.revision,
                 inflight=dict(proxy.inflight),
@@ -220,7 +232,6 @@ class ClusterModel:
             for name, proxy in self.proxies.items()
             if proxy.up
         ]
-        self.view = self.view.with_reports(reports, proxies, at=self.now)
 
     def step(self, *, seconds: float = 1.0) -> Plan:
         """One second of the cluster and one pass of its leader; the plan is applied."""
@@ -259,7 +270,7 @@ class ClusterModel:
                 phase=running.phase,
                 generation=running.placement.generation,
                 load_seconds=running.load_seconds,
-                sample=self._sample(replica, running),
+                sample=None if node.unscraped else self._sample(replica, running),
             )
             for replica, running in sorted(node.running.items())
         )
@@ -280,7 +291,7 @@ class ClusterModel:
             sequence=self._sequence,
             agent_pid=1,
             version="0",
-            at=0.0,
+            at=float(self._sequence),
             gpus=gpus,
             replicas=replicas,
         )
