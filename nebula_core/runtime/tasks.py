@@ -64,17 +64,11 @@ class TaskSupervisor:
 
     def every(self, name: str, seconds: float, iteration: Iteration) -> asyncio.Task[None]:
         """Calls `iteration` at once and then `seconds` after each beginning; late ones are not made up for."""
-
-        async def paced() -> None:
-            began = self._clock.monotonic()
-            await iteration()
-            await self._clock.sleep(began + seconds - self._clock.monotonic())
-
-        return self.repeat(name, paced)
+        return self._start(name, self._repeat(name, iteration, seconds))
 
     def repeat(self, name: str, iteration: Iteration) -> asyncio.Task[None]:
         """Calls `iteration` for ever; it does its own waiting."""
-        return self._start(name, self._repeat(name, iteration))
+        return self._start(name, self._repeat(name, iteration, 0.0))
 
     def eternal(self, name: str, run: Iteration) -> asyncio.Task[None]:
         """Keeps a coroutine running that should never end: begun again, with a pause, when it raises or returns."""
@@ -108,9 +102,10 @@ class TaskSupervisor:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _repeat(self, name: str, iteration: Iteration) -> None:
+    async def _repeat(self, name: str, iteration: Iteration, seconds: float) -> None:
         state = self.states[name]
         while True:
+            began = self._clock.monotonic()
             try:
                 await iteration()
             except Exception as error:
@@ -119,6 +114,7 @@ class TaskSupervisor:
                 _succeeded(name, state)
                 # An iteration that never waits must not starve the loop, nor its own cancellation.
                 await asyncio.sleep(0)
+                await self._clock.sleep(max(0.0, began + seconds - self._clock.monotonic()))
 
     async def _keep(self, name: str, run: Iteration) -> None:
         state = self.states[name]
