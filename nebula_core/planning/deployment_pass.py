@@ -291,7 +291,7 @@ class DeploymentPass:
                 self._retire(facts, Bucket.MOVING, f"{why}; it serves nobody yet")
             elif others >= self.wanted or self._evacuated(facts):
                 ready = others
-                self._retire(facts, Bucket.REPLACED, f"{why}; {others} others serve")
+                self._retire(facts, Bucket.REPLACED, f"{why}; {others} other{'s' if others != 1 else ''} ready")
             else:
                 staying.append((facts, why))
         self._outgoing = staying
