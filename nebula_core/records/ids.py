@@ -30,4 +30,5 @@ def replica_ordinal(deployment: str, replica: str) -> int | None:
     if not replica.startswith(head):
         return None
     digits = replica[len(head) :]
-    return int(digits) if digits.isdecimal() else None
+    # Exactly as `replica_id` writes it: no leading zeros, no digits of other scripts.
+    return int(digits) if digits.isascii() and digits.isdecimal() and str(int(digits)) == digits else None
