@@ -12,6 +12,7 @@ Order of an end, by cause:
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -108,7 +109,7 @@ class _Server:
         try:
             port = await self._http.listen(settings.host, settings.port)
         except OSError as error:
-            _log.error("cannot listen on %s:%d: %s", settings.host, settings.port, error.strerror or error)
+            _log.error("cannot listen on %s:%d: %s", settings.host, settings.port, _why_not(error, settings.port))
             self._end_child()
             return 1
         _log.info("Starting simulated engine on http://%s:%d", settings.host, port)
@@ -131,12 +132,16 @@ class _Server:
         _log.error("EngineCore encountered a fatal error: process %d is gone", self._child)
         self._reap()
         after = self._settings.death_exit_seconds
-        await asyncio.sleep(after / 5)
+        await self._told_to_stop_within(after / 5)
         self._http.close_listener()
         self._http.close_idle()
-        await asyncio.sleep(after * 4 / 5)
+        await self._told_to_stop_within(after * 4 / 5)
         await self._http.wait_closed(0.0)
         return 1
+
+    async def _told_to_stop_within(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
     async def _after_signal(self) -> int:
         _log.info("Shutdown initiated (timeout=%g)", self._settings.shutdown_timeout_seconds)
@@ -181,6 +186,17 @@ class _Server:
             line = self._client.statistics_line(_STATS_EVERY_SECONDS)
             if line is not None:
                 _log.info("%s", line)
+
+
+def _why_not(error: OSError, port: int) -> str:
+    if error.errno != errno.EADDRINUSE:
+        return str(error.strerror or error)
+    # Costs some 50 ms to import: only who fails pays for it.
+    from nebula_core.runtime.processes import port_holder  # noqa: PLC0415
+
+    holder = port_holder(port)
+    who = f"process {holder.pid} ({holder.program})" if holder else "somebody who cannot be seen from here"
+    return f"the port is taken by {who}; choose another with --port, or 0 for any"
 
 
 def _cache_config(settings: SimulatorSettings) -> dict[str, str]:
