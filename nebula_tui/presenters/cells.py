@@ -81,6 +81,8 @@ class Cell:
     """Sort key; the text when None and the text is not "–"."""
     has_bar: bool = False
     """Keep the room of the meter where its value is unknown."""
+    heat: bool = False
+    """The text is heat glyphs: each is painted as what it stands for."""
 
     @classmethod
     def of(cls, *parts: tuple[str, Severity], order: Order = None, bold: bool = False) -> "Cell":
@@ -91,6 +93,11 @@ class Cell:
         """A meter and its percentage: `■■■■■■·· 71%`."""
         shown = f"{percent(fraction)}%" if text is None and fraction is not None else (text or UNKNOWN)
         return cls(text=shown, severity=severity, bar=fraction, order=fraction, has_bar=True)
+
+    @classmethod
+    def strip(cls, glyphs: str, *, order: Order = None) -> "Cell":
+        """A row of heat glyphs, as the GPUs of a node: `██▓▲░···`."""
+        return cls(text=glyphs, heat=True, order=order)
 
     @property
     def sort_key(self) -> Order:

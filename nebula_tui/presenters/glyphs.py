@@ -16,7 +16,7 @@ METER_FULL: Final = "■"
 METER_EMPTY: Final = "·"
 GAP: Final = "┄"
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
-_SHADES: Final = "·░▒▓█"
+SHADES: Final = "·░▒▓█"
 _LEFT: Final = (0x00, 0x40, 0x44, 0x46, 0x47)
 _RIGHT: Final = (0x00, 0x80, 0xA0, 0xB0, 0xB8)
 _BRAILLE: Final = tuple(
@@ -69,7 +69,7 @@ def heat(fraction: float | None, mark: Mark | None = None) -> str:
     if fraction is None:
         return " "
     # The shades mean idle, up to 25, 50, 75 and 100 %.
-    return _SHADES[0] if fraction < 0.05 else _SHADES[min(4, 1 + int(min(fraction, 1.0) * 3.999))]
+    return SHADES[0] if fraction < 0.05 else SHADES[min(4, 1 + int(min(fraction, 1.0) * 3.999))]
 
 
 def braille(

@@ -132,8 +132,10 @@ class HeaderBar(Painted):
 
     def _draw_tabs(self, line: Line, width: int, palette: Palette) -> None:
         full = [(tab, f"{tab.key} {tab.label}") for tab in self._tabs]
-        if sum(text_width(text) + 3 for _, text in full) > width:
+        if sum(text_width(text) + 2 for _, text in full) + 1 > width:
             full = [(tab, f"{tab.key}{tab.short or tab.label[:4]}") for tab in self._tabs]
+        if sum(text_width(text) + 2 for _, text in full) + 1 > width:
+            full = [(tab, text if tab.key == self._active else tab.key) for tab, text in full]
         self._places = []
         line.add(" ", palette.normal)
         for tab, text in full:

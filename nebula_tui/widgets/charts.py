@@ -13,7 +13,8 @@ class BrailleChart(Painted):
     """History of one measure, two samples to a cell, newest at the right.
 
     `set_values(values)` takes oldest first, None where unknown (drawn as a gap). The scale is 0 to `maximum`, or to the
-    largest value in sight, softened so that it does not jump with every tick. `caption` is a last line under the chart.
+    largest value in sight, softened so that it does not jump with every tick. `caption` is a last line under the chart;
+    `scale` formats the value of the upper edge, told at the end of that line.
     """
 
     DEFAULT_CSS = """
@@ -27,6 +28,7 @@ class BrailleChart(Painted):
         minimum_top: float = 0.0,
         severity: Severity | None = None,
         caption: str = "",
+        scale: Callable[[float], str] | None = None,
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - Textual's name
         classes: str | None = None,
@@ -36,6 +38,7 @@ class BrailleChart(Painted):
         self._minimum_top = minimum_top
         self._severity = severity
         self._caption = caption
+        self._scale = scale
         self._values: tuple[float | None, ...] = ()
         self._top = 0.0
         self._lines: list[str] = []
@@ -67,17 +70,23 @@ class BrailleChart(Painted):
             self.refresh(Region(0, self.size.height - 1, self.size.width, 1))
         self._redraw()
 
+    @property
+    def _has_caption(self) -> bool:
+        return bool(self._caption) or self._scale is not None
+
     def on_resize(self) -> None:
         self._lines = []
         self._redraw()
 
     def _redraw(self) -> None:
         width, height = self.size
-        height -= 1 if self._caption else 0
+        height -= 1 if self._has_caption else 0
         peak = max(top_of(self._values[-2 * width :]), self._minimum_top) if width else 0.0
         # Up at once, down only when the peak has fallen well below: a scale that breathes cannot be read.
         if peak > self._top or peak < 0.6 * self._top:
             self._top = peak
+            if self._scale is not None:
+                self.refresh(Region(0, self.size.height - 1, width, 1))
         new = braille(self._values, width, height, maximum=self.top)
         old, self._lines = self._lines, new
         if len(old) != len(new):
@@ -90,8 +99,9 @@ class BrailleChart(Painted):
         if y < len(self._lines):
             style = palette.chart if self._severity is None else palette.of(self._severity)
             line.add(self._lines[y], palette.dim if self._stale else style)
-        elif self._caption and y == self.size.height - 1:
-            line.add(fit(self._caption, width), palette.dim)
+        elif self._has_caption and y == self.size.height - 1:
+            top = "" if self._scale is None or not self._values else f" max {self._scale(self.top)}"
+            line.add(fit(self._caption, width - text_width(top)) + top, palette.dim)
 
 
 class MeterRow(Painted):
@@ -150,8 +160,9 @@ class MeterRow(Painted):
         text = f"{value} {severity.glyph}" if severity in (Severity.WARN, Severity.CRIT) else value
         right = min(max(self._value_width, text_width(text)), width - label)
         line.add(fit(self._label, label), palette.dim)
-        draw: Callable[[int], str] = (lambda n: sparkline(series, n)) if series else (lambda n: meter(fraction, n))
-        bar = draw(max(0, width - label - right))
+        room = max(0, width - label - right)
+        # A history may reach its upper edge anywhere; it must not touch the value.
+        bar = fit(sparkline(series, room - 1), room) if series else meter(fraction, room)
         plain = severity is Severity.NORMAL and not stale
         line.add(bar, palette.chart if plain else ink)
         line.add(fit(text, right, right=True), ink)

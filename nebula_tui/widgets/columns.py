@@ -18,7 +18,7 @@ class Slot:
 
 def lay_out(columns: Sequence[Column], room: int, *, start: int = 0, hidden: Collection[str] = ()) -> tuple[Slot, ...]:
     """Columns leave by priority until the rest fit at their narrowest; then they grow to what they like, the flexible
-    one further, and gaps widen to two cells where the room allows.
+    one further. Gaps widen to two cells where the room allows, to four where no column is flexible.
     """
     chosen = [(i, c) for i, c in enumerate(columns) if c.key not in hidden]
 
@@ -34,9 +34,10 @@ def lay_out(columns: Sequence[Column], room: int, *, start: int = 0, hidden: Col
         grown = max(0, min(column.width - widths[place], spare))
         widths[place] += grown
         spare -= grown
-    gap = 1
-    if len(chosen) > 1 and spare >= len(chosen) - 1:
-        gap, spare = 2, spare - (len(chosen) - 1)
+    gap, gaps = 1, len(chosen) - 1
+    widest = 2 if any(column.flex for _, column in chosen) else 4
+    while gaps > 0 and spare >= gaps and gap < widest:
+        gap, spare = gap + 1, spare - gaps
     for place, (_, column) in enumerate(chosen):
         if column.flex and spare > 0:
             widths[place] += spare

@@ -15,11 +15,9 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Region
 from textual.message import Message
 
-from nebula_tui.presenters.glyphs import Mark
-from nebula_tui.widgets.painted import Line, Painted, Palette, fit, text_width
+from nebula_tui.widgets.painted import Line, Painted, Palette, fit, glyph_style, text_width
 
-LEGEND: Final = "· idle ░▒▓█ 25-100%  ▲ fault/down  ~ stale  ‖ draining  ⊘ cordoned"
-_SHADES: Final = "·░▒▓█"
+LEGEND: Final = "· idle ░▒▓█ 25-100%  ▲ fault/down  ~ stale  ‖ draining  ⊘ cordoned  ↻ loading"
 _REVERSE: Final = Style(reverse=True)
 
 
@@ -276,18 +274,4 @@ class HeatGrid(Painted, can_focus=True):
             at += length
 
 
-def glyph_style(glyph: str, palette: Palette) -> Style:
-    """The severity a heat glyph stands for."""
-    match glyph:
-        case Mark.DOWN:
-            return palette.crit
-        case Mark.STALE | Mark.CORDONED:
-            return palette.warn
-        case Mark.DRAINING | Mark.LOADING:
-            return palette.info
-        case _:
-            at = _SHADES.find(glyph)
-            return palette.heat[at] if at >= 0 else palette.normal
-
-
-__all__ = ["LEGEND", "HeatBlock", "HeatGrid", "HeatGroup", "glyph_style"]
+__all__ = ["LEGEND", "HeatBlock", "HeatGrid", "HeatGroup"]

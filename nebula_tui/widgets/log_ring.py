@@ -499,7 +499,7 @@ class LogRing(Painted, can_focus=True):
         if stamp := self._stamp(number, entry):
             head.append((stamp, palette.dim))
         if self._source_width:
-            head.append((fit(entry.source, self._source_width), palette.accent))
+            head.append((fit(entry.source, self._source_width), palette.chart))
             head.append(("▏", palette.border))
         head_width = sum(text_width(text) for text, _ in head)
         room = max(1, width - head_width)

@@ -19,6 +19,7 @@ from textual.widget import Widget
 
 from nebula_core.security.text import clean_text, is_clean
 from nebula_tui.presenters.cells import Severity
+from nebula_tui.presenters.glyphs import SHADES, Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def make_palette(variables: dict[str, str]) -> Palette:
     if native:
         dim = Style(dim=True)
         border = Style(dim=True)
-        cursor, blurred = Style(reverse=True), Style(underline=True)
+        # Reverse would turn meters and shades inside out; the row is told by ▶ as well.
+        cursor, blurred = Style(bold=True, underline=True), Style(underline=True)
         heat: tuple[Style, ...] = (dim, Style(), Style(), Style(), Style(bold=True))
     else:
         muted = muted if "nb-dim" in variables else foreground.blend(background, 0.45)
@@ -80,7 +82,10 @@ def make_palette(variables: dict[str, str]) -> Palette:
         )
         cursor = Style(bgcolor=color("nb-cursor", "primary-muted", "panel").rich_color)
         blurred = Style(bgcolor=color("nb-cursor-blurred", "panel", "surface").rich_color)
-        heat = tuple(Style(color=muted.blend(foreground, step / 4).rich_color) for step in range(5))
+        # Idle is quiet, full is bright; the hue is that of charts, for heat is no alarm.
+        chart = color("nb-chart", "secondary", "primary")
+        steps = (muted.blend(background, 0.35), chart.blend(background, 0.35), chart.blend(background, 0.15), chart)
+        heat = tuple(Style(color=c.rich_color) for c in (*steps, chart.blend(foreground, 0.35)))
     return Palette(
         normal=Style(color=foreground.rich_color),
         ok=ink("nb-ok", "success"),
@@ -104,6 +109,19 @@ def make_palette(variables: dict[str, str]) -> Palette:
 @lru_cache(maxsize=16)
 def _cached_palette(variables: tuple[tuple[str, str], ...]) -> Palette:
     return make_palette(dict(variables))
+
+
+def glyph_style(glyph: str, palette: Palette) -> Style:
+    """The style of what a heat glyph stands for."""
+    match glyph:
+        case Mark.DOWN:
+            return palette.crit
+        case Mark.STALE | Mark.CORDONED:
+            return palette.warn
+        case Mark.DRAINING | Mark.LOADING:
+            return palette.info
+        case _:
+            return palette.heat[max(0, SHADES.find(glyph))]
 
 
 def palette_of(widget: Widget) -> Palette:

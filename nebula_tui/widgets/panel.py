@@ -15,7 +15,7 @@ from textual.widget import Widget
 
 from nebula_core.security.text import clean_text
 from nebula_tui.presenters.cells import Severity
-from nebula_tui.widgets.painted import Line, Palette, fit, palette_of, text_width
+from nebula_tui.widgets.painted import CUT, Line, Palette, fit, palette_of, text_width
 
 _ROUND = ("╭─┤ ", " ├", "─", "┤ ", " ├─╮", "╭", "╮")
 _DOUBLE = ("╔═╡ ", " ╞", "═", "╡ ", " ╞═╗", "╔", "╗")
@@ -117,10 +117,13 @@ def draw_top(
 
 
 def shorten_note(note: str, room: int) -> str:
-    """A note whose last parts (after " · ") left until it fits; "" when little of it would be left."""
+    """A note whose last parts left until it fits: parts after " · ", then words. A figure is never cut in two."""
+    whole = text_width(note)
     while text_width(note) > room and " · " in note:
         note = note.rpartition(" · ")[0]
-    width = text_width(note)
-    if width <= room:
+    if text_width(note) <= room:
         return note
-    return fit(note, room) if room >= 0.7 * width else ""
+    while text_width(note) >= room and " " in note:
+        note = note.rpartition(" ")[0]
+    # Less than half of a phrase says nothing, or something else.
+    return f"{note}{CUT}" if text_width(note) < room and 2 * text_width(note) >= min(whole, room) else ""

@@ -34,10 +34,10 @@ async def test_columns_are_aligned_and_figures_stand_right() -> None:
         made.focus()
         await at.settle()
         assert [line.rstrip() for line in at.lines()[:4]] == [
-            "   NODE        STATE               UTIL  NOTE",
-            " ▶ node-000    ready     ·········   0%  note 0",
-            "   node-001    ready     ■········   1%  note 1",
-            "   node-002    ready     ■········   2%  note 2",
+            "   NODE          STATE                 UTIL    NOTE",
+            " ▶ node-000      ready       ·········   0%    note 0",
+            "   node-001      ready       ■········   1%    note 1",
+            "   node-002      ready       ■········   2%    note 2",
         ]
 
 

@@ -60,7 +60,7 @@ async def test_a_meter_row() -> None:
         assert at.lines()[0] == "GPU util  ■■■■■■■■■■■■■· 96% ▲"
         row.set(None, "41ms", series=[1, None, 4])
         await at.settle()
-        assert at.lines()[0] == "GPU util             ▂ █  41ms"
+        assert at.lines()[0] == "GPU util            ▂ █   41ms"
 
 
 GROUPS = [
@@ -156,8 +156,10 @@ async def test_a_narrow_panel_keeps_its_corners(width: int) -> None:
 
 def test_notes_are_shortened_at_their_parts() -> None:
     assert shorten_note("/dc=sh-2 · sort UTIL ▼ · 41 shown", 30) == "/dc=sh-2 · sort UTIL ▼"
-    assert shorten_note("out 21.9k", 7) == "out 21…"
-    assert shorten_note("out 21.9k ▲4%", 4) == ""
+    assert shorten_note("out 21.9k ▲4%", 12) == "out 21.9k…"
+    assert shorten_note("in 9.1k", 6) == ""
+    assert shorten_note("/averylongfilter", 9) == ""
+    assert shorten_note("", 0) == ""
 
 
 STATE = HeaderState(
@@ -184,7 +186,7 @@ LONG, SHORT = "  1 Overview [2 Nodes] 3 Models  4 Engine", "  1Over [2Node] 3Mod
         (80, " ◆ nebula ▏⚑ prod-sh ▏● LIVE 1.0s ▏RW admin@ops ▏SIMULATED", "▲2 ●7 ▏14:22:07 ", LONG),
         (70, " ◆ ⚑ prod-sh ▏● LIVE 1.0s ▏RW admin@ops ▏SIMULATED", "▲2 ●7 ▏14:22:07 ", LONG),
         (40, " ◆ ⚑ prod-sh ▏● LIVE 1.0s", "14:22:07 ", SHORT),
-        (20, " ◆ ⚑ prod-sh ▏● LI…", "", "  1Over [2Node] 3Mod"),
+        (20, " ◆ ⚑ prod-sh ▏● LI…", "", "  1 [2Node] 3  4"),
     ],
 )
 async def test_the_header_shortens_itself(width: int, left: str, right: str, second: str) -> None:
