@@ -28,6 +28,25 @@ class Record(BaseModel):
         return cls.model_validate_json(raw)
 
 
+R = TypeVar("R", bound=Record)
+
+
+def revised(record: R, update: Mapping[str, object]) -> R:
+    """A copy with some fields replaced, unvalidated: `model_copy` for the paths taken thousands of times a second.
+
+    pydantic's own copies the set of given fields and walks three hooks (10 µs); folding the figures of 1,000 nodes
+    each second needs 17,000 copies. Both records share what is not replaced, which is safe because they are frozen.
+    """
+    cls = type(record)
+    copy = cls.__new__(cls)
+    object.__setattr__(copy, "__dict__", {**record.__dict__, **update})
+    given = record.__pydantic_fields_set__
+    object.__setattr__(copy, "__pydantic_fields_set__", given if update.keys() <= given else given | update.keys())
+    object.__setattr__(copy, "__pydantic_extra__", None)
+    object.__setattr__(copy, "__pydantic_private__", None)
+    return copy
+
+
 def frozen_map(items: Mapping[K, V] | None = None) -> Mapping[K, V]:
     """A read-only copy: snapshots share their parts, so nobody may edit them."""
     return MappingProxyType(dict(items or {}))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from nebula_core.records.access import ApiKey
-from nebula_core.records.base import frozen_map
+from nebula_core.records.base import frozen_map, revised
 from nebula_core.records.deployment import Deployment
 from nebula_core.records.event import Change, ChangeKind
 from nebula_core.records.node import Node, NodeIntent
@@ -184,13 +184,14 @@ def fold(report: NodeReport, delta: NodeDelta) -> NodeReport:
     gpus = report.gpus
     if len(delta.gpus) == len(gpus):
         gpus = tuple(
-            sample.model_copy(
-                update={
+            revised(
+                sample,
+                {
                     "utilization_ratio": values[0],
                     "memory_used_bytes": values[1],
                     "temperature_celsius": values[2],
                     "power_watts": values[3],
-                }
+                },
             )
             for sample, values in zip(gpus, delta.gpus, strict=True)
         )
@@ -198,8 +199,8 @@ def fold(report: NodeReport, delta: NodeDelta) -> NodeReport:
     replicas = tuple(
         status if (news := by_id.get(status.id)) is None else _fold_replica(status, news) for status in report.replicas
     )
-    host = report.host if delta.cpu is None else report.host.model_copy(update={"cpu_ratio": delta.cpu})
-    return report.model_copy(update={"gpus": gpus, "replicas": replicas, "host": host, "sequence": delta.sequence})
+    host = report.host if delta.cpu is None else revised(report.host, {"cpu_ratio": delta.cpu})
+    return revised(report, {"gpus": gpus, "replicas": replicas, "host": host, "sequence": delta.sequence})
 
 
 _PHASES = frozenset(phase.value for phase in Phase)
@@ -212,8 +213,9 @@ def _fold_replica(status: ReplicaStatus, news: ReplicaDelta) -> ReplicaStatus:
     if phase != status.phase:
         update["phase_seconds"] = 0.0
     if status.sample is not None:
-        update["sample"] = status.sample.model_copy(
-            update={
+        update["sample"] = revised(
+            status.sample,
+            {
                 "requests_running": news.running,
                 "requests_waiting": news.waiting,
                 "kv_cache_usage": news.kv,
@@ -221,9 +223,9 @@ def _fold_replica(status: ReplicaStatus, news: ReplicaDelta) -> ReplicaStatus:
                 "prompt_tokens_per_second": news.prompt_rate,
                 "ttft_p95_seconds": news.ttft_p95,
                 "prefix_cache_hit_ratio": news.hit,
-            }
+            },
         )
-    return status.model_copy(update=update)
+    return revised(status, update)
 
 
 def _is_older(report: NodeReport, known: Received) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from nebula_core.records.access import ApiKey, Principal, Role
-from nebula_core.records.base import Record, frozen_map
+from nebula_core.records.base import Record, frozen_map, revised
 from nebula_core.records.deployment import Autoscale, Deployment, DeploymentSpec
 from nebula_core.records.event import Audit, Change, ChangeKind, Event
 from nebula_core.records.ids import DeploymentName, NodeName, ReplicaId, RequestId, replica_id, replica_ordinal
@@ -100,6 +100,16 @@ def test_fields_of_the_future_are_ignored(record: Record) -> None:
     raw = record.to_json()
     grown = raw[:-1] + ("," if len(raw) > 2 else "") + '"of_the_future":{"a":[1]}}'
     assert type(record).from_json(grown) == record
+
+
+@given(RECORDS)
+def test_a_revised_record_is_like_pydantics_own_copy(record: Record) -> None:
+    name, old = next(iter(record))
+    for update in ({}, {name: old}, {name: "other"}):
+        copy = revised(record, update)
+        assert copy == record.model_copy(update=update)
+        assert copy.model_fields_set == record.model_copy(update=update).model_fields_set
+    assert revised(record, {}).to_json() == record.to_json()
 
 
 def test_unknown_is_none_and_costs_nothing() -> None:
