@@ -6,10 +6,11 @@ colour vision deficiencies; glyph and word tell them apart in every theme. For a
 and dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from textual.app import App
+from textual.filter import LineFilter, Monochrome, NoColor
 from textual.theme import Theme
 
 NEBULA_DARK: Final = Theme(
@@ -76,7 +77,7 @@ CB_SAFE: Final = Theme(
     background="#101214",
     surface="#16191C",
     panel="#1D2125",
-    success="#2CB68D",
+    success="#009E73",
     warning="#F0E442",
     error="#FF8838",
     variables={
@@ -111,3 +112,10 @@ def choose_theme(asked: str | None, environment: Mapping[str, str]) -> str:
     if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
         return NO_COLOR_THEME
     return DEFAULT
+
+
+def colorless(filters: Sequence[LineFilter]) -> list[LineFilter]:
+    """For `App.get_line_filters` under NO_COLOR: no colour at all, where Textual, which chose its filter before our
+    theme was set, would send greys. Bold, dim and underline stay.
+    """
+    return [NoColor() if isinstance(one, Monochrome) else one for one in filters]

@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from textual.app import App, ComposeResult
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.widget import Widget
 
-from nebula_tui.themes import DEFAULT, register_themes
+from nebula_tui.themes import DEFAULT, colorless, register_themes
 
 M = TypeVar("M", bound=Message)
 
@@ -31,6 +32,10 @@ class Stage(App[None]):
     def on_mount(self) -> None:
         register_themes(self)
         self.theme = self._first_theme
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        filters = super().get_line_filters()
+        return colorless(filters) if self.no_color else filters
 
     def lines(self) -> list[str]:
         """The screen as it would be printed."""

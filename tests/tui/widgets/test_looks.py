@@ -13,7 +13,7 @@ from textual.widget import Widget
 from nebula_tui.presenters.cells import UNKNOWN, Cell, Column, Row, Severity, age, count, heat
 from nebula_tui.presenters.glyphs import Mark
 from nebula_tui.presenters.loglines import make_entry
-from nebula_tui.themes import THEMES
+from nebula_tui.themes import NO_COLOR_THEME, THEMES
 from nebula_tui.widgets import (
     BrailleChart,
     FleetTable,
@@ -320,3 +320,17 @@ def test_an_unfocused_narrow_stage(snap_compare: Compare) -> None:
     """40 columns by 10 lines: less of everything, and nothing breaks."""
     app: App[None] = Looks(nodes(), "nebula-dark")
     assert snap_compare(app, terminal_size=(40, 10))
+
+
+async def test_no_color_sends_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = Looks(nodes(), NO_COLOR_THEME)
+    async with app.run_test(size=(100, 20)) as pilot:
+        await settled(pilot)
+        styles = [s.style for strip in app.screen._compositor.render_strips() for s in strip if s.style is not None]
+        colors = {color for style in styles for color in (style.color, style.bgcolor) if color is not None}
+        assert all(color.is_default for color in colors)
+        # What colour said is still said: by weight, and by the glyphs in the text.
+        assert any(style.dim for style in styles)
+        assert any(style.underline for style in styles)
+        assert any(line.startswith("║  ▶ node-034") for line in app.lines())
