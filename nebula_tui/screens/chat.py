@@ -1,0 +1,408 @@
+"""Screen 7, chat: does it answer, and how fast. One pane through the proxy, or up to three replicas side by side.
+
+Text of a stream is plain while it grows (markdown of an unfinished answer costs more than it shows) and becomes markdown
+when it is finished. Pieces are joined and shown at most ten times a second; the first one at once, so that the time to
+the first token is seen when it happens.
+"""
+
+import asyncio
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Markdown, TextArea
+from textual.worker import Worker
+
+from nebula_core.errors import NebulaError
+from nebula_core.security.text import TextCleaner, clean_text
+from nebula_tui.adapters.chat import Chat, ChatDelta, ChatDone, ChatOpened, ChatRequest, Turn
+from nebula_tui.messages import HintsChanged, Selection, Told
+from nebula_tui.presenters import chat
+from nebula_tui.presenters.cells import Severity
+from nebula_tui.presenters.chat import Pane, Progress
+from nebula_tui.presenters.states import short_replica
+from nebula_tui.presenters.text import TextLine, plain
+from nebula_tui.screens.parts import GrowingText, Lines
+from nebula_tui.screens.pick import PickDialog
+from nebula_tui.screens.view import Host, View
+from nebula_tui.widgets import KeyHint, Panel
+
+SHOW_SECONDS = 0.1
+MOST_PANES = 3
+MAX_TOKENS = 512
+
+
+class Prompt(TextArea):
+    """Where the question is typed. Enter sends; so does ^J, as far as the terminal can tell them apart."""
+
+    DEFAULT_CSS = """
+    Prompt { height: 1fr; border: none; padding: 0; background: transparent; }
+    Prompt:focus { border: none; }
+    """
+
+    class Sent(Message):
+        """Enter was pressed on a question."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    class Recalled(Message):
+        """Up on the first line: an earlier question."""
+
+        def __init__(self, by: int) -> None:
+            super().__init__()
+            self.by = by
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key in ("enter", "ctrl+j"):
+            event.stop()
+            event.prevent_default()
+            if self.text.strip():
+                self.post_message(self.Sent(self.text.strip()))
+        elif event.key in ("alt+enter", "shift+enter"):
+            event.stop()
+            event.prevent_default()
+            self.insert("\n")
+        elif event.key == "escape":
+            # The view decides: stop the answer, or leave the prompt.
+            event.prevent_default()
+        elif (event.key == "up" and self.cursor_location[0] == 0) or (
+            event.key == "down" and self.cursor_location[0] == self.document.line_count - 1
+        ):
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Recalled(-1 if event.key == "up" else 1))
+
+    def _on_paste(self, event: events.Paste) -> None:
+        event.text = clean_text(event.text)
+
+
+class ChatPane(Panel):
+    """One answer beside others: what was said so far, the stream, and its figures."""
+
+    DEFAULT_CSS = """
+    ChatPane .scroll { height: 1fr; scrollbar-size-vertical: 1; background: transparent; }
+    ChatPane .foot { height: 2; }
+    ChatPane Markdown { margin: 0; padding: 0; background: transparent; }
+    ChatPane .asked { height: auto; }
+    """
+
+    def __init__(self, host: Host, target: str | None, model: str) -> None:
+        super().__init__()
+        self.host = host
+        self.target = target
+        self.model = model
+        self.state = Pane()
+        self.turns: list[Turn] = []
+        self._cleaner = TextCleaner()
+        self._waiting_text = ""
+        self._waiting_pieces = 0
+        self._first_ttft: float | None = None
+        self._show_due = False
+        self._worker: Worker[None] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield VerticalScroll(classes="scroll", can_focus=True)
+        yield Lines(classes="foot")
+
+    @property
+    def scroll(self) -> VerticalScroll:
+        return self.query_one(".scroll", VerticalScroll)
+
+    @property
+    def name_shown(self) -> str:
+        return short_replica(self.target, self.model) if self.target else "proxy"
+
+    def on_mount(self) -> None:
+        self.refresh_state()
+
+    # --------------------------------------------------------------------------------------------------- one answer
+
+    def ask(self, text: str, door: Chat) -> None:
+        """Sends the next turn; an answer that still comes is stopped first."""
+        self.stop()
+        self.turns.append(Turn("user", text))
+        self.state = Pane().asked(text, self.host.now())
+        self._cleaner = TextCleaner()
+        self._waiting_text, self._waiting_pieces, self._first_ttft = "", 0, None
+        self._worker = self.run_worker(self._answer(door), group="answer", exclusive=True, exit_on_error=False)
+
+    def stop(self) -> None:
+        if self._worker is not None and self._worker.is_running:
+            self._worker.cancel()
+        self._worker = None
+
+    async def _answer(self, door: Chat) -> None:
+        scroll = self.scroll
+        asked = Lines(classes="asked")
+        asked.styles.height = min(4, self.turns[-1].text.count("\n") + 1)
+        asked.set_lines([plain(f"> {line}", Severity.ACCENT) for line in self.turns[-1].text.splitlines()[:4]])
+        grown = GrowingText()
+        await scroll.mount(asked, grown)
+        scroll.anchor()
+        self.refresh_state()
+        try:
+            async for event in door.stream(
+                ChatRequest(self.model, tuple(self.turns), replica=self.target, max_tokens=MAX_TOKENS)
+            ):
+                match event:
+                    case ChatOpened():
+                        self.state = self.state.opened(event.replica, event.decision)
+                    case ChatDelta():
+                        self._take(event, grown)
+                    case ChatDone():
+                        self._show(grown)
+                        self.state = self.state.done(event.finish_reason, event.prompt_tokens, event.completion_tokens)
+        except NebulaError as error:
+            self._show(grown)
+            self.state = self.state.failed(str(error))
+        except asyncio.CancelledError:
+            self._show(grown)
+            self.state = self.state.stopped()
+            self._keep()
+            grown.set_text(self.state.text, cursor=False)
+            self.refresh_state()
+            raise
+        self._keep()
+        await self._finish(grown)
+
+    def _keep(self) -> None:
+        """The answer becomes part of the conversation; a question without one is taken back."""
+        if self.state.text:
+            self.turns.append(Turn("assistant", self.state.text))
+        elif self.turns and self.turns[-1].role == "user":
+            self.turns.pop()
+
+    async def _finish(self, grown: GrowingText) -> None:
+        scroll = self.scroll
+        if self.state.text:
+            # Foreign text: links must not open a browser by a stray click.
+            await scroll.mount(Markdown(self.state.text, open_links=False), before=grown)
+        await grown.remove()
+        if self.state.error is not None:
+            failed = Lines(classes="asked")
+            message, _, hint = self.state.error.partition(". ")
+            told: list[TextLine] = [plain(f"▲ {message}", Severity.CRIT)]
+            told += [plain(f"  {hint}", Severity.DIM)] if hint else []
+            failed.styles.height = len(told)
+            failed.set_lines(told)
+            await scroll.mount(failed)
+        self.refresh_state()
+        self.post_message(HintsChanged())
+
+    def _take(self, event: ChatDelta, grown: GrowingText) -> None:
+        self._waiting_text += self._cleaner.feed(event.text)
+        self._waiting_pieces += 1
+        if event.ttft_seconds is not None:
+            self._first_ttft = event.ttft_seconds
+            self._show(grown)
+        elif not self._show_due:
+            self._show_due = True
+            self.set_timer(SHOW_SECONDS, lambda: self._show(grown))
+
+    def _show(self, grown: GrowingText) -> None:
+        """Shows what has come since the last time."""
+        self._show_due = False
+        if self._waiting_pieces:
+            self.state = self.state.grown(self._waiting_text, self._waiting_pieces, self._first_ttft, self.host.now())
+            self._waiting_text, self._waiting_pieces = "", 0
+        if grown.is_attached:
+            grown.set_text(self.state.text, cursor=self.state.busy)
+        self.refresh_state()
+
+    # -------------------------------------------------------------------------------------------------------- shown
+
+    def refresh_state(self) -> None:
+        self.set_title(chat.pane_title(self.host.fleet, self.target or self.model, self.state))
+        self.set_note(*chat.pane_note(self.state, self.host.now()))
+        foot = self.query_one(".foot", Lines)
+        bar = chat.rate_bar(self.state, foot.size.width)
+        foot.set_lines([plain(bar, Severity.INFO), plain(chat.figures(self.state))])
+
+    async def clear(self) -> None:
+        self.stop()
+        self.turns = []
+        self.state = Pane()
+        await self.scroll.remove_children()
+        self.refresh_state()
+
+
+class ChatView(View):
+    NAME: ClassVar[str] = "chat"
+    DEFAULT_CSS = """
+    ChatView #ch-session { height: 1; }
+    ChatView #ch-panes { height: 1fr; }
+    ChatView #ch-verdict { height: 1; }
+    ChatView #ch-prompt { height: 7; }
+    ChatView.-compact #ch-prompt { height: 5; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+g", "pick", "replicas", show=False, id="chat.pick", priority=True),
+        Binding("ctrl+n", "new", "new session", show=False, id="chat.new", priority=True),
+        Binding("i", "write", "write", show=False, id="chat.write"),
+    ]
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.model: str | None = None
+        self.targets: tuple[str, ...] = ()
+        self._asked: list[str] = []
+        self._at = 0
+
+    def compose(self) -> ComposeResult:
+        yield Lines(id="ch-session")
+        yield Horizontal(id="ch-panes")
+        yield Lines(id="ch-verdict")
+        with Panel(id="ch-prompt", title="prompt", note="⏎ send  ^G replicas  ^N new  ↑ earlier  esc leave"):
+            yield Prompt(
+                id="ch-text", compact=True, highlight_cursor_line=False, soft_wrap=True, show_line_numbers=False
+            )
+
+    @property
+    def panes(self) -> list[ChatPane]:
+        return list(self.query(ChatPane))
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.query_one("#ch-text", Prompt)
+
+    def first_focus(self) -> Widget | None:
+        return self.prompt
+
+    def refresh_data(self) -> None:
+        self.set_class(self.compact, "-compact")
+        if self.model is None or (self.model not in self.fleet.deployments and not self._known(self.model)):
+            self._choose_first()
+        self.query_one("#ch-session", Lines).set_lines(
+            [((" ", Severity.DIM), *chat.session_line(self.fleet, self.model, self.targets, MAX_TOKENS, None))]
+        )
+        for pane in self.panes:
+            pane.refresh_state()
+        self._verdict()
+
+    def _known(self, model: str) -> bool:
+        return any(replica.model == model for replica in self.fleet.replicas.values())
+
+    def _choose_first(self) -> None:
+        ready = sorted(view.name for view in self.fleet.deployments.values() if view.replicas_ready)
+        names = ready or sorted(self.fleet.deployments)
+        if names and self.model not in names:
+            self.set_targets(names[0], ())
+
+    def _verdict(self) -> None:
+        panes = self.panes
+        line = chat.verdict([pane.name_shown for pane in panes], [pane.state for pane in panes])
+        if not line and panes and panes[0].state.decision:
+            line = (("routed   ", Severity.DIM), (panes[0].state.decision, Severity.NORMAL))
+        self.query_one("#ch-verdict", Lines).set_lines([((" ", Severity.DIM), *line)] if line else [])
+
+    def set_targets(self, model: str, targets: tuple[str, ...]) -> None:
+        """One pane through the proxy, or one pinned pane per replica."""
+        targets = targets[:MOST_PANES]
+        if (model, targets) == (self.model, self.targets) and self.panes:
+            return
+        self.model, self.targets = model, targets
+        box = self.query_one("#ch-panes", Horizontal)
+        for pane in self.panes:
+            pane.stop()
+        box.remove_children()
+        box.mount(*(ChatPane(self.host, target, model) for target in (targets or (None,))))
+
+    def show_thing(self, selection: Selection) -> None:
+        replicas = selection.replicas(self.fleet)
+        if selection.kind == "deployment":
+            self.set_targets(selection.name, ())
+        elif replicas:
+            self.set_targets(replicas[0].model, (replicas[0].id,))
+        self.refresh_data()
+
+    # --------------------------------------------------------------------------------------------------------- keys
+
+    async def on_prompt_sent(self, event: Prompt.Sent) -> None:
+        if self.model is None:
+            self.post_message(Told("no model to talk to: deploy one first (nebula apply -f FILE)", "warn"))
+            return
+        try:
+            door = await self.host.open_chat()
+        except NebulaError as error:
+            self.post_message(Told(str(error), "crit"))
+            return
+        self._asked.append(event.text)
+        self._at = len(self._asked)
+        self.prompt.clear()
+        for pane in self.panes:
+            pane.ask(event.text, door)
+
+    def on_prompt_recalled(self, event: Prompt.Recalled) -> None:
+        self._at = max(0, min(self._at + event.by, len(self._asked)))
+        self.prompt.text = self._asked[self._at] if self._at < len(self._asked) else ""
+        self.prompt.move_cursor(self.prompt.document.end)
+
+    def back(self) -> bool:
+        """Escape: stops answers that come; else leaves the prompt, so that letters are keys again."""
+        if any(pane.state.busy for pane in self.panes):
+            for pane in self.panes:
+                pane.stop()
+            return True
+        if self.prompt.has_focus and self.panes:
+            self.panes[0].scroll.focus()
+            self.post_message(HintsChanged())
+            return True
+        return False
+
+    def action_write(self) -> None:
+        self.prompt.focus()
+        self.post_message(HintsChanged())
+
+    async def action_new(self) -> None:
+        for pane in self.panes:
+            await pane.clear()
+        self._verdict()
+
+    def action_pick(self) -> None:
+        def picked(choice: tuple[str, tuple[str, ...]] | None) -> None:
+            if choice is not None:
+                self.set_targets(*choice)
+                self.refresh_data()
+            self.prompt.focus()
+
+        self.app.push_screen(PickDialog(self.host, MOST_PANES, (self.model, self.targets)), picked)
+
+    @property
+    def selection(self) -> Selection | None:
+        if self.targets:
+            return Selection("replica", self.targets[0])
+        return Selection("deployment", self.model) if self.model is not None else None
+
+    def copy_text(self) -> str | None:
+        said = [turn for pane in self.panes[:1] for turn in pane.turns]
+        return "\n\n".join(f"> {turn.text}" if turn.role == "user" else turn.text for turn in said) or None
+
+    def hints(self) -> list[KeyHint]:
+        if self.prompt.has_focus:
+            return [
+                KeyHint("⏎", "send", "enter", 0),
+                KeyHint("esc", "stop, then leave", "escape", 0),
+                KeyHint("^G", "replicas", "ctrl+g", 0),
+                KeyHint("^N", "new session", "ctrl+n", 1),
+                KeyHint("↑", "earlier", "up", 2),
+                KeyHint("^P", "palette", "ctrl+p", 2),
+            ]
+        return [
+            KeyHint("i", "write", "i", 0),
+            KeyHint("^G", "replicas", "ctrl+g", 0),
+            KeyHint("^N", "new session", "ctrl+n", 1),
+            KeyHint("tab", "pane", "tab", 2),
+            KeyHint("l", "logs", "l", 1),
+            KeyHint("y", "copy markdown", "y", 2),
+            KeyHint("1-8", "screens", "1", 1),
+            KeyHint("?", "help", "question_mark", 0),
+        ]
+
+
+__all__ = ["ChatPane", "ChatView", "Progress", "Prompt"]
