@@ -7,16 +7,15 @@ operator accepts the loss. *Deployments vanish together*, without anybody having
 writes): absence is no order, so their replicas stay.
 """
 
-from nebula_core.planning.index import ClusterIndex
+from nebula_core.planning.index import ClusterIndex, NodeFacts
 from nebula_core.planning.policy import PlanPolicy
-from nebula_core.records.placement import Wanted
+from nebula_core.records.placement import Placement, Wanted
 from nebula_core.records.snapshot import LOST_AFTER_SECONDS, ClusterSnapshot
 
 
 def braked_nodes(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy, now: float) -> frozenset[str]:
     """The nodes that hold the brake in this view; empty when it is free."""
     memory = policy.memory
-    occupied = {placement.node for placement in view.placements.values() if placement.wanted is Wanted.RUN}
     lost = {name for name, facts in index.nodes.items() if facts.lost and facts.known and name not in memory.released}
     recent: set[str] = set()
     for name in lost:
@@ -25,7 +24,7 @@ def braked_nodes(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy,
         if heard is None:
             continue
         # A node this leader never heard of matters only if something should run there: else it has been dead for long.
-        if received is None and name not in occupied:
+        if received is None and not _should_run_something(index.nodes[name]):
             continue
         if now - (heard + LOST_AFTER_SECONDS) <= policy.brake_window_seconds:
             recent.add(name)
@@ -47,27 +46,32 @@ def why_braked(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy, n
             f"{len(nodes)} of {known} nodes fell silent together ({_some(nodes)}); "
             "nothing is changed until most are back or the loss is accepted"
         )
-    return _vanished_deployments(view, policy)
+    return _vanished_deployments(view, index, policy)
 
 
-def _vanished_deployments(view: ClusterSnapshot, policy: PlanPolicy) -> str | None:
-    running = 0
-    orphans = 0
-    names: set[str] = set()
+def _should_run_something(node: NodeFacts) -> bool:
+    return any(_runs(placement) for placement in node.placements.values())
+
+
+def _vanished_deployments(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy) -> str | None:
     accepted = policy.memory.deleted | policy.memory.released
-    for placement in view.placements.values():
-        if placement.wanted is not Wanted.RUN:
-            continue
-        running += 1
-        if placement.deployment not in view.deployments and placement.deployment not in accepted:
-            orphans += 1
-            names.add(placement.deployment)
-    if len(names) < 2 or orphans <= policy.vanished_ratio * running:
+    gone = [name for name in index.deployments() if name not in view.deployments and name not in accepted]
+    counts = {name: sum(_runs(one) for one in index.placements_of(name).values()) for name in gone}
+    names = {name for name, count in counts.items() if count}
+    if len(names) < 2:
+        return None
+    orphans = sum(counts.values())
+    running = sum(_runs(placement) for placement in view.placements.values())
+    if orphans <= policy.vanished_ratio * running:
         return None
     return (
         f"{len(names)} deployments are gone at once ({_some(names)}) and nobody was seen deleting them; "
         f"their {orphans} replicas are kept until the loss is accepted or the store is restored"
     )
+
+
+def _runs(placement: Placement) -> bool:
+    return placement.wanted is Wanted.RUN
 
 
 def _some(names: set[str] | frozenset[str]) -> str:

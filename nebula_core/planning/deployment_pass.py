@@ -37,14 +37,14 @@ class Shared:
     def rooms(self) -> dict[str, Room]:
         """Only a pass that places anything pays for them."""
         if self._rooms is None:
-            self._rooms = build_rooms(self.view, self.index)
+            self._rooms = build_rooms(self.index)
         return self._rooms
 
     def rooms_without(self, replica: str) -> dict[str, Room]:
         """As `rooms`, if this replica were gone."""
-        rooms = build_rooms(self.view, self.index, without=frozenset({replica}))
+        rooms = build_rooms(self.index, without=replica)
         for node, gpus, taker in self.given:
-            rooms[node].take(gpus, taker)
+            rooms[node] = rooms[node].taken(gpus, taker)
         return rooms
 
     @property
@@ -68,14 +68,24 @@ class DeploymentPass:
         self._leaving: list[ReplicaFacts] = []
         self._retired: set[str] = set()
         self._started: list[str] = []
-        self._next_ordinal = shared.index.top_ordinal.get(name, 0)
-        for facts in shared.index.replicas.get(name, ()):
+        self._next_ordinal: int | None = None
+        for facts in shared.index.replicas_of(name):
             self._sort(facts)
 
     @property
     def present(self) -> int:
         """Replicas that count: wanted to run, and not on a lost node."""
         return len(self._good) + len(self._outgoing) + len(self._started)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing to do and nothing under way: this verdict holds until something it rests on moves."""
+        return (
+            not self.changes
+            and not self.unplaceable
+            and len(self.entries) == len(self._good)
+            and all(facts.node.state is NodeState.READY for facts in self._good)
+        )
 
     def _sort(self, facts: ReplicaFacts) -> None:
         if facts.placement.wanted is not Wanted.RUN:
@@ -235,11 +245,13 @@ class DeploymentPass:
         )
 
     def _new_id(self) -> str:
+        index = self._shared.index
+        ordinal = index.top_ordinal(self.name) if self._next_ordinal is None else self._next_ordinal
         while True:
-            self._next_ordinal += 1
-            replica = replica_id(self.name, self._next_ordinal)
-            if replica not in self._shared.index.taken_ids:
-                self._shared.index.taken_ids.add(replica)
+            ordinal += 1
+            replica = replica_id(self.name, ordinal)
+            if not index.is_taken(replica):
+                self._next_ordinal = ordinal
                 return replica
 
     def _block(self, count: int, found: Rejected) -> None:

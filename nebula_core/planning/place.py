@@ -11,10 +11,10 @@ only the node it has just used, so ten thousand replicas over a thousand nodes s
 
 import heapq
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nebula_core.planning.rooms import GIB, GpuRoom, Room
+from nebula_core.planning.rooms import GIB, GpuRoom, Room, held_by
 from nebula_core.records.deployment import DeploymentSpec
 from nebula_core.records.plan import NodeVerdict
 
@@ -47,13 +47,13 @@ class Rejected:
 
 def place(request: Request, rooms: Mapping[str, Room]) -> Placed | Rejected:
     """One replica; the rooms are left as they are."""
-    return Chooser(request, rooms).choose()
+    return Chooser(request, dict(rooms)).choose()
 
 
 class Chooser:
-    """Places replicas of one deployment one after another; `take` after each that is accepted."""
+    """Places replicas of one deployment one after another out of `rooms`; `take` after each that is accepted."""
 
-    def __init__(self, request: Request, rooms: Mapping[str, Room]) -> None:
+    def __init__(self, request: Request, rooms: dict[str, Room]) -> None:
         self._request = request
         self._rooms = rooms
         self._neighbours = dict(request.neighbours)
@@ -84,7 +84,7 @@ class Chooser:
         return self._rejected()
 
     def take(self, placed: Placed, replica: str) -> None:
-        self._rooms[placed.node].take(placed.gpus, replica)
+        self._rooms[placed.node] = self._rooms[placed.node].taken(placed.gpus, replica)
         self._neighbours[placed.node] = self._neighbours.get(placed.node, 0) + 1
 
     def _cost(self, room: Room) -> tuple[int, int, int, str]:
@@ -93,8 +93,7 @@ class Chooser:
         count = gpus_of(spec)
         if count == 0:
             return (crowd, room.cpu_used, 0, room.node.name)
-        free = fitting(room, spec)
-        broken = 0 if _is_block(choose_gpus(free, count)) else 1
+        broken = 0 if count == 1 or _is_block(choose_gpus(fitting(room, spec), count)) else 1
         return (crowd, len(room.free), broken, room.node.name)
 
     def _why(self, node: str) -> str:
@@ -173,22 +172,22 @@ def _why_too_full(room: Room, spec: DeploymentSpec, count: int) -> str:
         return f"{fit} of {count} GPUs have {spec.gpu_memory_bytes / GIB:.1f} GiB free; {best}"
     if full and len(room.free) >= count:
         return f"gpu {full[0].gpu.index} has {full[0].in_use}"
-    why = sorted(set(room.held.values()))
+    why = held_by(room)
     return f"{fit} of {count} GPUs free (held: {', '.join(why[:4])}{', …' if len(why) > 4 else ''})"
 
 
-def fitting(room: Room, spec: DeploymentSpec) -> list[GpuRoom]:
+def fitting(room: Room, spec: DeploymentSpec) -> Sequence[GpuRoom]:
     """The free GPUs that would do for `spec`."""
     need = spec.gpu_memory_bytes
     if need is None:
-        return [place for place in room.free if place.in_use is None]
+        return room.idle
     return [place for place in room.free if place.free_bytes is not None and place.free_bytes >= need]
 
 
-def choose_gpus(free: list[GpuRoom], count: int) -> list[GpuRoom]:
+def choose_gpus(free: Sequence[GpuRoom], count: int) -> Sequence[GpuRoom]:
     """`count` of the free GPUs (in index order): the smallest block side by side that holds them, else the first ones."""
-    if count == 0:
-        return []
+    if count == 0 or len(free) == count:
+        return free[:count]
     blocks: list[list[GpuRoom]] = []
     for place in free:
         if blocks and blocks[-1][-1].gpu.index + 1 == place.gpu.index:
@@ -208,7 +207,7 @@ def nearness(room: Room, spec: DeploymentSpec) -> tuple[int, int]:
     return (0, -len(fitting(room, spec)))
 
 
-def _is_block(chosen: list[GpuRoom]) -> bool:
+def _is_block(chosen: Sequence[GpuRoom]) -> bool:
     return all(after.gpu.index == before.gpu.index + 1 for before, after in itertools.pairwise(chosen))
 
 

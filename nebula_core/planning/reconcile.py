@@ -22,20 +22,25 @@ running come first; the same view gives the same plan.
 
 from nebula_core.planning.brake import why_braked
 from nebula_core.planning.deployment_pass import DeploymentPass, Shared
-from nebula_core.planning.index import ClusterIndex, build_index
+from nebula_core.planning.index import ClusterIndex
 from nebula_core.planning.policy import PlanPolicy
 from nebula_core.records.plan import Bucket, Plan, PlanEntry
 from nebula_core.records.snapshot import ClusterSnapshot
 
 
-def reconcile(view: ClusterSnapshot, policy: PlanPolicy, now: float) -> Plan:
-    """One step towards what is desired. `now` is in the monotonic seconds of the snapshot's times of receipt."""
-    index = build_index(view, policy, now)
+def reconcile(view: ClusterSnapshot, policy: PlanPolicy, now: float, index: ClusterIndex | None = None) -> Plan:
+    """One step towards what is desired. `now` is in the monotonic seconds of the snapshot's times of receipt.
+
+    `index` is one kept from an earlier call: the answer is the same, but only what moved is looked at again.
+    """
+    index = index or ClusterIndex()
+    index.advance(view, policy, now)
     brake = why_braked(view, index, policy, now)
     if brake is not None:
         return Plan(brake=brake, revision=view.revision)
     shared = Shared(view, index, policy, now)
-    passes = [DeploymentPass(shared, name) for name in sorted({*view.deployments, *index.replicas})]
+    names = sorted(view.deployments.keys() | index.deployments())
+    passes = [DeploymentPass(shared, name) for name in names if name not in index.calm]
     for one in passes:
         one.leave()
     for one in sorted(passes, key=lambda one: (one.present > 0, one.name)):
@@ -46,8 +51,12 @@ def reconcile(view: ClusterSnapshot, policy: PlanPolicy, now: float) -> Plan:
         one.move()
     for one in passes:
         one.account()
+        if one.at_rest:
+            index.calm[one.name] = tuple(one.entries)
+    moving = {one.name: one.entries for one in passes}
+    entries = [entry for name in names for entry in (moving[name] if name in moving else index.calm[name])]
     return Plan(
-        entries=tuple(entry for one in passes for entry in one.entries) + _strays(index),
+        entries=(*entries, *_strays(index)),
         changes=tuple(change for one in passes for change in one.changes),
         unplaceable=tuple(blocked for one in passes for blocked in one.unplaceable),
         revision=view.revision,

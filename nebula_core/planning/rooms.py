@@ -5,14 +5,14 @@ still holds its memory), by every replica an agent reports on it, ours or not, a
 what the device says counts more than our own books (a foreign process, an orphan of a dead engine).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from nebula_core.planning.index import ClusterIndex, NodeFacts
 from nebula_core.records.node import Gpu, Node
 from nebula_core.records.replica import OCCUPYING
 from nebula_core.records.sample import GpuSample
-from nebula_core.records.snapshot import ClusterSnapshot, NodeState
+from nebula_core.records.snapshot import NodeState
 
 GIB = 1024**3
 #: A GPU nobody has may still carry a display or a driver context; above this (and a tenth of it) it is in use.
@@ -20,7 +20,7 @@ IDLE_BYTES = 2 * GIB
 IDLE_RATIO = 0.1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class GpuRoom:
     gpu: Gpu
     #: Memory measured as free, else all there is, else unknown.
@@ -29,63 +29,92 @@ class GpuRoom:
     in_use: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Room:
-    """One node's free places; `take` makes it smaller while a pass goes on."""
+    """One node's free places."""
 
     node: Node
     facts: NodeFacts
     #: Why nothing at all may be placed here; None is open.
     closed: str | None
     #: By index.
-    free: list[GpuRoom] = field(default_factory=list)
-    #: The GPUs that are not free, with what they are: "cordoned", "chat-r1", "Xid 79".
-    held: dict[str, str] = field(default_factory=dict)
+    free: tuple[GpuRoom, ...] = ()
+    #: Those of `free` that nobody fills either.
+    idle: tuple[GpuRoom, ...] = ()
     cpu_used: int = 0
+    #: What was given away in this pass.
+    given: tuple[str, ...] = ()
 
-    def take(self, gpus: Iterable[str], replica: str) -> None:
-        taken = set(gpus)
-        if not taken:
-            self.cpu_used += 1
-            return
-        self.free = [place for place in self.free if place.gpu.id not in taken]
-        self.held.update(dict.fromkeys(taken, replica))
+    def taken(self, gpus: Collection[str], replica: str) -> "Room":
+        """The room that is left when these GPUs, or a CPU slot, are given away."""
+        if not gpus:
+            return replace(self, cpu_used=self.cpu_used + 1, given=(*self.given, replica))
+        return replace(
+            self,
+            free=tuple(place for place in self.free if place.gpu.id not in gpus),
+            idle=tuple(place for place in self.idle if place.gpu.id not in gpus),
+            given=(*self.given, replica),
+        )
 
 
-def build_rooms(
-    view: ClusterSnapshot, index: ClusterIndex, *, without: frozenset[str] = frozenset()
-) -> dict[str, Room]:
-    """Rooms of all nodes, by name; replicas in `without` are taken for gone, and their memory for free."""
-    holders: dict[str, dict[str, str]] = {}
-    cpu_used: dict[str, set[str]] = {}
+def build_rooms(index: ClusterIndex, *, without: str | None = None) -> dict[str, Room]:
+    """Rooms of all nodes, by name; a replica named `without` is taken for gone, and its memory for free."""
+    return {
+        name: build_room(facts, facts.node, without)
+        for name in sorted(index.nodes)
+        if (facts := index.nodes[name]).node is not None
+    }
 
-    def hold(node: str, gpus: tuple[str, ...], replica: str) -> None:
-        if replica in without:
-            return
-        if gpus:
-            by_gpu = holders.setdefault(node, {})
-            for gpu in gpus:
-                by_gpu.setdefault(gpu, replica)
-        else:
-            cpu_used.setdefault(node, set()).add(replica)
 
-    for placement in view.placements.values():
-        hold(placement.node, placement.gpus, placement.replica)
-    for name, received in view.reports.items():
-        for status in received.report.replicas:
-            if status.phase in OCCUPYING and (status.gpus or status.managed):
-                hold(name, status.gpus, status.id)
-    rooms: dict[str, Room] = {}
-    for name in sorted(view.nodes):
-        node = view.nodes[name]
-        facts = index.nodes[name]
-        room = Room(node, facts, why_closed(facts), cpu_used=len(cpu_used.get(name, ())))
-        if room.closed is None:
-            received_report = view.reports.get(name)
-            samples = {} if received_report is None else {gpu.gpu: gpu for gpu in received_report.report.gpus}
-            _fill(room, holders.get(name, {}), samples, without)
-        rooms[name] = room
-    return rooms
+def build_room(facts: NodeFacts, node: Node, without: str | None = None) -> Room:
+    closed = why_closed(facts)
+    if closed is not None:
+        return Room(node, facts, closed)
+    holders, cpu_used = _holders(facts, without)
+    blocked = () if facts.intent is None else facts.intent.cordoned_gpus
+    free = [gpu for gpu in node.gpus if gpu.id not in holders and gpu.id not in facts.faults and gpu.id not in blocked]
+    if not free:
+        return Room(node, facts, None, cpu_used=cpu_used)
+    free.sort(key=lambda gpu: gpu.index)
+    samples = {} if facts.received is None else {gpu.gpu: gpu for gpu in facts.received.report.gpus}
+    places = tuple(_measured(gpu, samples.get(gpu.id), without) for gpu in free)
+    return Room(node, facts, None, places, tuple(place for place in places if place.in_use is None), cpu_used)
+
+
+def held_by(room: Room) -> tuple[str, ...]:
+    """What the GPUs that are not free are: "cordoned", "chat-r1", "Xid 79"; for a verdict."""
+    holders, _ = _holders(room.facts, None)
+    cordoned = () if room.facts.intent is None else room.facts.intent.cordoned_gpus
+    words = set(room.given)
+    for gpu in room.node.gpus:
+        if (fault := room.facts.faults.get(gpu.id)) is not None:
+            words.add(fault)
+        elif gpu.id in cordoned:
+            words.add("cordoned")
+        elif (holder := holders.get(gpu.id)) is not None:
+            words.add(holder)
+    return tuple(sorted(words))
+
+
+def _holders(facts: NodeFacts, without: str | None) -> tuple[dict[str, str], int]:
+    """Who has which GPU of a node, and how many have none."""
+    holders: dict[str, str] = {}
+    on_cpu: set[str] = set()
+    for replica, placement in facts.placements.items():
+        if replica == without:
+            continue
+        if not placement.gpus:
+            on_cpu.add(replica)
+        for gpu in placement.gpus:
+            holders[gpu] = replica
+    for replica, status in facts.statuses.items():
+        if replica == without or status.phase not in OCCUPYING:
+            continue
+        if not status.gpus and status.managed:
+            on_cpu.add(replica)
+        for gpu in status.gpus:
+            holders.setdefault(gpu, replica)
+    return holders, len(on_cpu)
 
 
 def why_closed(facts: NodeFacts) -> str | None:
@@ -101,29 +130,16 @@ def why_closed(facts: NodeFacts) -> str | None:
     return None
 
 
-def _fill(room: Room, holders: dict[str, str], samples: dict[str, GpuSample], without: frozenset[str]) -> None:
-    cordoned = () if room.facts.intent is None else room.facts.intent.cordoned_gpus
-    for gpu in sorted(room.node.gpus, key=lambda gpu: gpu.index):
-        if (fault := room.facts.faults.get(gpu.id)) is not None:
-            room.held[gpu.id] = fault
-        elif gpu.id in cordoned:
-            room.held[gpu.id] = "cordoned"
-        elif (holder := holders.get(gpu.id)) is not None:
-            room.held[gpu.id] = holder
-        else:
-            room.free.append(_measured(gpu, samples.get(gpu.id), without))
-
-
-def _measured(gpu: Gpu, sample: GpuSample | None, without: frozenset[str]) -> GpuRoom:
+def _measured(gpu: Gpu, sample: GpuSample | None, without: str | None) -> GpuRoom:
     total = gpu.memory_total_bytes
     if sample is None or sample.memory_used_bytes is None:
         return GpuRoom(gpu, total)
     total = sample.memory_total_bytes or total
     used = sample.memory_used_bytes
-    going = sum(process.memory_used_bytes or 0 for process in sample.processes if process.replica in without)
-    if without and not sample.processes:
-        going = used  # nobody can be told apart: trust that what leaves is what fills it
-    used = max(0, used - going)
+    if without is not None:
+        # Where nobody can be told apart, trust that what leaves is what fills it.
+        going = [process.memory_used_bytes or 0 for process in sample.processes if process.replica == without]
+        used = max(0, used - sum(going)) if sample.processes else 0
     free = None if total is None else max(0, total - used)
     limit = IDLE_BYTES if total is None else max(IDLE_BYTES, int(total * IDLE_RATIO))
     if used <= limit:

@@ -18,7 +18,7 @@ import structlog
 
 from nebula_core.errors import Fenced, StoreUnavailable
 from nebula_core.planning.brake import braked_nodes
-from nebula_core.planning.index import build_index
+from nebula_core.planning.index import ClusterIndex, build_index
 from nebula_core.planning.memory import observe
 from nebula_core.planning.policy import PlanPolicy
 from nebula_core.planning.reconcile import reconcile
@@ -80,6 +80,7 @@ class PlannerLoop:
         self._key = signing_key
         self._clock = clock
         self._lease = Lease(store, clock, holder or uuid4().hex, self.settings.lease)
+        self._index = ClusterIndex()
         self._woken = asyncio.Event()
         #: Revision of our last write: until the view has it, planning would be acting twice.
         self._written = 0
@@ -118,7 +119,7 @@ class PlannerLoop:
         view = self._watcher.snapshot
         index = build_index(view, self.policy, self._clock.monotonic())
         nodes = braked_nodes(view, index, self.policy, self._clock.monotonic())
-        gone = frozenset(name for name in index.replicas if name not in view.deployments)
+        gone = frozenset(name for name in index.deployments() if name not in view.deployments)
         accepted = nodes | gone
         self._remember(released=self.policy.memory.released | accepted)
         self.wake()
@@ -177,8 +178,8 @@ class PlannerLoop:
             return None
         self._written = 0
         base = replace(self.policy, epoch=epoch or 0, emptied=self._watcher.emptied)
-        self.policy = observe(base, view, now)
-        plan = self.latest = reconcile(view, self.policy, now)
+        self.policy = observe(base, view, now, self._index)
+        plan = self.latest = reconcile(view, self.policy, now, self._index)
         if epoch is None:
             self._told = None
             return plan

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nebula_core.planning.autoscale import wanted_replicas
 from nebula_core.planning.drain import live_proxies
-from nebula_core.planning.index import build_index, judged_state
+from nebula_core.planning.index import ClusterIndex, build_index, judged_state
 from nebula_core.planning.memory import observe
 from nebula_core.planning.place import Placed, Request, place
 from nebula_core.planning.reconcile import reconcile
@@ -32,6 +32,7 @@ class Cluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = ClusterModel(proxies=2)
+        self.index = ClusterIndex()
         #: What the plan just judged places.
         self._given: list[Placement] = []
 
@@ -167,8 +168,12 @@ class Cluster(RuleBasedStateMachine):
         model.now += 1.0
         model.obey()
         model.hear()
-        model.policy = observe(model.policy, model.view, model.now)
+        before = model.policy
+        model.policy = observe(before, model.view, model.now)
         plan = reconcile(model.view, model.policy, model.now)
+        kept = observe(before, model.view, model.now, self.index)
+        assert kept == model.policy, "a kept index must not change what is remembered"
+        assert plan == reconcile(model.view, kept, model.now, self.index), "nor what is planned"
         assert plan == reconcile(*self._shuffled()), "the same cluster must give the same plan"
         self._given = [
             change.placement
@@ -256,9 +261,9 @@ class Cluster(RuleBasedStateMachine):
         if len(self._serving(before)) == 1:
             # The last one that serves may go only where its replacement fits nowhere while it stands.
             index = build_index(view, self.model.policy, self.model.now)
-            rooms = build_rooms(view, index)
+            rooms = build_rooms(index)
             for taken in self._given:
-                rooms[taken.node].take(taken.gpus, taken.replica)
+                rooms[taken.node] = rooms[taken.node].taken(taken.gpus, taken.replica)
             found = place(Request(before.deployment, deployment.spec), rooms)
             assert not isinstance(found, Placed), f"the last ready replica goes though {found} is free"
 
