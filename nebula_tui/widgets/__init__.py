@@ -8,13 +8,14 @@ FleetTable(columns, empty_text=)
     set_columns(columns, hidden=) · set_rows(list[Row] | LazyRows) · set_filter(text) · sort_by(key | None, descending=)
     move_to(row_id) · clear_marks() · fold_all(expanded=) · set_stale(bool)
     cursor_id · cursor_row · marks · shown_ids · shown_count · total_count · filter_text · sorted_by · view_note
+    cells: presenters.cells `Cell(text, severity)`, `Cell.gauge(0..1)`, `Cell.strip(heat glyphs)`, `Cell(series=…)`
     messages RowHighlighted(row_id | None) · RowSelected(row_id) · MarksChanged(marks) · ViewChanged: `.table`
 LogRing(capacity=100_000, tz=None, show_source=True)
     append(entries) · note_lost(count, at, reason) · set_search(text) · set_filter(LogFilter) · follow(bool) · clear()
     status -> LogStatus · following · cursor_entry · filter · search_text · lost · shown_entries()
     messages StatusChanged · LineSelected(entry): `.log_ring`; entries: presenters.loglines `make_entry`, `entries_of`
-BrailleChart(maximum=, minimum_top=, severity=, caption=)
-    set_values(values, maximum=, severity=, caption=, stale=) · top
+BrailleChart(maximum=, minimum_top=, severity=, caption=, scale=)
+    set_values(values, maximum=, severity=, caption=, stale=) · top; scale= formats the upper edge, as `short_count`
 MeterRow(label, label_width=10, value_width=8)
     set(fraction | None, value_text, severity, series=, stale=)
 HeatGrid(legend=)
