@@ -14,7 +14,7 @@ header `x-nebula-simulated: 1`, in `/version` (`"simulated": true`), in `owned_b
     --preset tiny|h100-8b|h100-70b|instant   times and KV blocks; --speed FACTOR makes the clock run faster
     --max-model-len --max-num-seqs --max-num-batched-tokens --block-size --num-gpu-blocks
     --[no-]enable-prefix-caching --max-num-queued-reqs --enable-auto-tool-choice --seed
-    --runner generate|pooling        pooling serves /v1/embeddings and not chat
+    --runner generate|pooling        pooling serves /v1/embeddings, /v1/score, /v1/rerank and not chat
     --api-key-file FILE              or the environment's VLLM_API_KEY; guards /v1/* only
     --shutdown-timeout S             SIGTERM: 0 aborts what is in flight, S > 0 lets it finish first
     --death-exit-seconds S           from the death of the child to the exit of the parent; vLLM takes 7
@@ -39,7 +39,7 @@ A signal sent to the child by hand works as well: SIGKILL is a crash, SIGSTOP a 
 `SIM::EngineCore`; it shares process group and session with its parent, as vLLM's does.
 
 How the parts fit: `arguments` says what to be; `process` owns signals and lifetimes; `http_server` and `routes` speak
-HTTP; one file per API (`chat`, `completions`, `responses`, `messages`, `embeddings`, `tokenize`) gives the bodies;
-`client` is the parent's end of the pipe to the child, `core` the child: `scheduler` and `blocks` decide the steps,
-`timing` how long one takes, `reply` which token comes next. `metrics` is what `/metrics` tells of it.
+HTTP; one file per API (`chat`, `completions`, `responses`, `messages`, `embeddings`, `scoring`, `tokenize`) gives the
+bodies; `client` is the parent's end of the pipe to the child, `core` the child: `scheduler` and `blocks` decide the
+steps, `timing` how long one takes, `reply` which token comes next. `metrics` is what `/metrics` tells of it.
 """

@@ -3,7 +3,6 @@
 import base64
 import math
 from array import array
-from dataclasses import replace
 from typing import Any
 
 from nebula_agent.simulator.client import Sampling
@@ -41,7 +40,7 @@ async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> 
         fault=read_fault(fields, service.faults, allowed=service.allow_request_faults),
     )
     request_id = new_id("embd-")
-    answers = service.submit(request_id, inputs, replace(sampling, n=1))
+    answers = service.submit(request_id, inputs, sampling)
     with service.held(answers):
         for answer in answers:
             await collect(answer)

@@ -58,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             CoreSettings(limits=settings.limits, preset=settings.preset, speed=settings.speed, faults=faults), child_end
         )
     child_end.close()
-    _log.info("EngineCore is process %d", child)
     return uvloop.run(_Server(settings, child).run(parent_end))
 
 
@@ -97,6 +96,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        _log.info("EngineCore is process %d", self._child)
         self._client.on_death = self._death.set
         await loop.create_connection(lambda: self._client, sock=pipe)
         if settings.faults.orphan_after_seconds is not None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nebula_agent.simulator import chat, completions, embeddings, messages, responses, tokenize
+from nebula_agent.simulator import chat, completions, embeddings, messages, responses, scoring, tokenize
 from nebula_agent.simulator.client import EngineFailed
 from nebula_agent.simulator.http_server import Exchange
 from nebula_agent.simulator.metrics import UNCOUNTED_PATHS, EngineMetrics
@@ -28,7 +28,14 @@ _GENERATING: dict[str, _BodyHandler] = {
     "/v1/messages": messages.create,
     "/v1/messages/count_tokens": messages.count_tokens,
 }
-_POOLING: dict[str, _BodyHandler] = {"/v1/embeddings": embeddings.create}
+_POOLING: dict[str, _BodyHandler] = {
+    "/v1/embeddings": embeddings.create,
+    "/score": scoring.score,
+    "/v1/score": scoring.score,
+    "/rerank": scoring.rerank,
+    "/v1/rerank": scoring.rerank,
+    "/v2/rerank": scoring.rerank,
+}
 _ALWAYS: dict[str, _BodyHandler] = {"/tokenize": tokenize.tokenize, "/detokenize": tokenize.detokenize}
 
 

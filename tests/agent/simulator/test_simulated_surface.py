@@ -88,6 +88,22 @@ async def test_a_pooling_server_embeds_and_does_not_chat(serve):
     assert plain["usage"]["prompt_tokens"] == 2
 
 
+async def test_a_pooling_server_scores_and_ranks(serve):
+    client = serve("--runner", "pooling")
+    documents = ["nothing alike", "red house by the river", "the red river"]
+    body = {"query": "the red river", "documents": documents}
+    ranked = (await client.post("/v1/rerank", json=body)).json()
+    assert [result["index"] for result in ranked["results"]] == [2, 1, 0]
+    assert ranked["results"][0]["document"] == {"text": "the red river", "multi_modal": None}
+    assert ranked["results"][0]["relevance_score"] == 1.0
+    assert len((await client.post("/rerank", json={**body, "top_n": 1})).json()["results"]) == 1
+    scored = (await client.post("/v1/score", json={"text_1": "the red river", "text_2": documents})).json()
+    by_index = {result["index"]: result["relevance_score"] for result in ranked["results"]}
+    assert {one["index"]: one["score"] for one in scored["data"]} == by_index
+    assert (await client.post("/v1/score", json={"text_1": "x"})).status_code == 400
+    assert (await client.post("/v1/score", json={"text_1": ["a", "b"], "text_2": ["a", "b", "c"]})).status_code == 400
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 async def test_a_forced_tool_call_streamed_and_whole(serve, choice):
     client = serve()

@@ -8,40 +8,47 @@ import pytest
 
 from tests.contracts.engine.shapes import total
 
+TOKENS, CLIENTS = 1900, 8
 BODY = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "a long one"}],
-    "max_tokens": 1900,
+    "max_tokens": TOKENS,
     "ignore_eos": True,
 }
 CHAT = "/v1/chat/completions"
 
 
-async def _running(client: httpx.AsyncClient) -> float:
-    return total((await client.get("/metrics")).text, "vllm:num_requests_running")
+async def _scrape(client: httpx.AsyncClient) -> str:
+    return (await client.get("/metrics")).text
 
 
-async def _until_running(client: httpx.AsyncClient, count: float, timeout: float) -> float:
-    began = time.monotonic()
-    while await _running(client) != count:
-        assert time.monotonic() - began < timeout, f"not {count} running within {timeout} s"
-    return time.monotonic() - began
+async def _until_running(client: httpx.AsyncClient, count: int, timeout: float) -> str:
+    deadline = time.monotonic() + timeout
+    while total(text := await _scrape(client), "vllm:num_requests_running") != count:
+        assert time.monotonic() < deadline, f"not {count} running within {timeout} s"
+        await asyncio.sleep(0.05)  # scraped without a pause, vLLM on two cores gets to nothing else
+    return text
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_leaving_frees_the_request(client: httpx.AsyncClient, stream: bool) -> None:
-    before = (await client.get("/metrics")).text
-    asked = asyncio.create_task(client.post(CHAT, json={**BODY, "stream": stream}))
-    await _until_running(client, 1, 20)
-    asked.cancel()
-    await _until_running(client, 0, 5)
-    after = (await client.get("/metrics")).text
+    # vLLM's HTTP side can be starved by its own core for seconds: an attempt in which everything was generated
+    # before anybody left proves nothing and is repeated.
+    for _ in range(6):
+        before = await _scrape(client)
+        asked = [asyncio.create_task(client.post(CHAT, json={**BODY, "stream": stream})) for _ in range(CLIENTS)]
+        await _until_running(client, CLIENTS, 30)
+        for task in asked:
+            task.cancel()
+        after = await _until_running(client, 0, 10)
+        generated = total(after, "vllm:generation_tokens_total") - total(before, "vllm:generation_tokens_total")
+        if generated < CLIENTS * TOKENS:
+            break
+    else:
+        pytest.fail("the engine was always done before its clients left")
     for reason in ("abort", "stop", "length"):
         name = "vllm:request_success_total"
         assert total(after, name, finished_reason=reason) == total(before, name, finished_reason=reason)
-    assert total(after, "vllm:e2e_request_latency_seconds_count") == total(
-        before, "vllm:e2e_request_latency_seconds_count"
-    )
-    generated = total(after, "vllm:generation_tokens_total")
-    assert generated - total(before, "vllm:generation_tokens_total") < 1900
-    assert total((await client.get("/metrics")).text, "vllm:generation_tokens_total") == generated
+    finished = "vllm:e2e_request_latency_seconds_count"
+    assert total(after, finished) == total(before, finished)
+    assert total(await _scrape(client), "vllm:generation_tokens_total") == total(after, "vllm:generation_tokens_total")
