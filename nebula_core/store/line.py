@@ -140,7 +140,7 @@ def translated(error: Exception, where: str, timeout_seconds: float) -> NebulaEr
         case failures.NoPermissionError():
             return StoreUnfit(
                 f"the store at {where} does not allow this user what it needs: {text}",
-                hint="Give the user the rules of deploy/redis-acl",
+                hint="Allow its ACL user the command named here on the keys nebula:v1:*",
             )
         case failures.TimeoutError() | TimeoutError():
             return StoreUnavailable(

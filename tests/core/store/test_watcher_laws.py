@@ -88,10 +88,10 @@ def seen(watcher: Watcher) -> dict[str, dict[str, object]]:
     return {field: dict(getattr(watcher.snapshot, field)) for field in DURABLE_FIELDS.values()}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(writers=st.lists(st.lists(STEPS, max_size=25), min_size=1, max_size=3))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(writers=st.lists(st.lists(STEPS, max_size=25), min_size=1, max_size=3), in_step=st.booleans())
 async def test_every_watcher_converges_to_the_store(
-    store_server: StoreServer, writers: list[list[tuple[str, Any, int]]]
+    store_server: StoreServer, writers: list[list[tuple[str, Any, int]]], in_step: bool
 ) -> None:
     store_server.command("FLUSHALL")
     async with AsyncExitStack() as stack:
@@ -111,6 +111,9 @@ async def test_every_watcher_converges_to_the_store(
                 await persistently(mine, step)
 
         async with asyncio.timeout(30):
+            if in_step:
+                # Else the changes come while they read everything for the first time.
+                await asyncio.gather(*(watcher.synced() for watcher in watchers))
             await asyncio.gather(*(write(steps) for steps in writers))
             final = await content(store)
             revision = await store.revision()
