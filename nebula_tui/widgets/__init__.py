@@ -4,7 +4,7 @@ Widgets hold no truth: a screen gives them rows, values or lines made by present
 strings may be foreign; widgets clean them and never read markup. Setters compare first, so giving the same again paints
 nothing. `stale` dims figures that are old.
 
-FleetTable(columns, empty_text=)
+FleetTable(columns, empty_text=, show_header=True)
     set_columns(columns, hidden=) · set_rows(list[Row] | LazyRows) · set_filter(text) · sort_by(key | None, descending=)
     move_to(row_id) · clear_marks() · fold_all(expanded=) · set_stale(bool)
     cursor_id · cursor_row · marks · shown_ids · shown_count · total_count · filter_text · sorted_by · view_note

@@ -117,12 +117,15 @@ class FleetTable(Painted, can_focus=True):
         columns: Sequence[Column] = (),
         *,
         empty_text: str = "Nothing here yet.",
+        show_header: bool = True,
         name: str | None = None,
         id: str | None = None,  # noqa: A002 - Textual's name
         classes: str | None = None,
     ) -> None:
         super().__init__(name=name, id=id, classes=classes)
         self.empty_text = empty_text
+        # Lines above the first row: a short list whose columns speak for themselves does without titles.
+        self._head = 1 if show_header else 0
         self.marks: frozenset[str] = frozenset()
         self._model = RowModel()
         self._model.set_columns(columns)
@@ -240,7 +243,7 @@ class FleetTable(Painted, can_focus=True):
 
     @property
     def _page(self) -> int:
-        return max(1, self.size.height - 1)
+        return max(1, self.size.height - self._head)
 
     def _arranged(self, *, ticked: bool = False, from_top: bool = False) -> None:
         """After the order changed: the cursor finds its row again, or keeps its place.
@@ -369,14 +372,14 @@ class FleetTable(Painted, can_focus=True):
         where = event.get_content_offset(self)
         if where is None:
             return
-        if where.y == 0:
+        if self._head and where.y == 0:
             for slot in self._slots:
                 if slot.x <= where.x < slot.x + slot.width + 1 and slot.column.sortable:
                     key = slot.column.key
                     same = key == self._model.sort_column
                     self.sort_by(key, descending=not self._model.descending if same else self._first_direction(key))
             return
-        at = self._top + where.y - 1
+        at = self._top + where.y - self._head
         if at >= self.shown_count:
             return
         again = at == self._cursor_at and event.chain > 1
@@ -402,7 +405,7 @@ class FleetTable(Painted, can_focus=True):
         self._refresh_cursor_line()
 
     def _refresh_cursor_line(self) -> None:
-        self.refresh(Region(0, self._cursor_at - self._top + 1, self.size.width, 1))
+        self.refresh(Region(0, self._cursor_at - self._top + self._head, self.size.width, 1))
 
     def _relayout(self) -> None:
         width = self.size.width
@@ -432,12 +435,12 @@ class FleetTable(Painted, can_focus=True):
                 line = _Shown(row, self._model.prefix(id_), id_ == self._cursor, id_ in self.marks, flash)
             new.append(line)
             if line != old:
-                regions.extend(self._difference(y + 1, width, old, line))
+                regions.extend(self._difference(y + self._head, width, old, line))
         self._lines = new
         thumb = self._thumb_span()
         if thumb != self._thumb:
             self._thumb = thumb
-            regions.append(Region(width - 1, 1, 1, page))
+            regions.append(Region(width - 1, self._head, 1, page))
         if (not shown) != self._empty_shown:
             self._empty_shown = not shown
             self.refresh()
@@ -479,18 +482,19 @@ class FleetTable(Painted, can_focus=True):
     def render_line(self, y: int) -> Strip:
         width, palette = self.size.width, self.palette
         line = Line()
-        if y == 0:
+        if y == 0 and self._head:
             self._draw_header(line, palette)
             return self.ground(line.strip(width))
         if self._empty_shown:
             self._draw_empty(y, width, line, palette)
             return self.ground(line.strip(width))
-        shown = self._lines[y - 1] if y <= len(self._lines) else None
+        place = y - self._head
+        shown = self._lines[place] if place < len(self._lines) else None
         if shown is not None:
             self._draw_row(line, shown, palette)
         if self._thumb is not None:
             line.pad_to(width - 1, palette.normal)
-            inside = self._thumb[0] <= y - 1 <= self._thumb[1]
+            inside = self._thumb[0] <= place <= self._thumb[1]
             line.add("┃" if inside else "│", palette.accent if inside and self.has_focus else palette.border)
         strip = line.strip(width)
         if shown is not None and shown.cursor:
