@@ -86,6 +86,7 @@ def server(app: Starlette, plane: Plane, *, hot_path: bool = True, drain_seconds
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )

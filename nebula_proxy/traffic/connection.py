@@ -72,7 +72,8 @@ class StrictProtocol(HttpToolsProtocol):
         self.phase = Phase.IDLE
         self.since = self.loop.time()
         self.paused_since: float | None = None
-        self._head_bytes = 0
+        #: Of the head being received: bytes read so far, and bytes of its headers.
+        self._head_bytes = self._head_size = 0
         self._body_bytes = 0
         self._refusal: Refusal | None = None
         #: The request before the one being received, when it was not answered yet at its head.
@@ -119,7 +120,7 @@ class StrictProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.phase = Phase.HEAD
         self.since = self.loop.time()
-        self._head_bytes = self._body_bytes = 0
+        self._head_bytes = self._head_size = self._body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.phase is not Phase.HEAD:
@@ -131,6 +132,14 @@ class StrictProtocol(HttpToolsProtocol):
         headers.append((name, value))
         if len(headers) > MAX_HEADERS:
             self._stop(head_too_large(f"more than {MAX_HEADERS} headers"))
+        self._head_size += len(name) + len(value)
+        if self._head_size > MAX_HEAD_BYTES:
+            self._stop(head_too_large(f"more than {MAX_HEAD_BYTES} bytes"))
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_HEAD_BYTES:
+            self._stop(head_too_large(f"more than {MAX_HEAD_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
         method = self.parser.get_method()

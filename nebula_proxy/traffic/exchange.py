@@ -21,6 +21,8 @@ Per event of a stream this costs one `endswith`, three substring searches, a clo
 
 import time
 
+import structlog
+
 from nebula_core.runtime.http import Call, Failure, FailureKind, Headers
 from nebula_core.wire import openai, sse
 from nebula_core.wire.openai import BadBody, Facts, Usage
@@ -39,6 +41,8 @@ from nebula_proxy.traffic.meters import ModelMeter
 from nebula_proxy.traffic.plane import OpenExchange, Plane
 from nebula_proxy.traffic.request_log import RequestLine
 from nebula_proxy.traffic.routing_table import ModelRoutes, Route
+
+log = structlog.get_logger(__name__)
 
 #: Headers of an engine that reach the client; all others are the engine's own affair (reliability T17).
 _PASSED = frozenset({b"cache-control", b"retry-after", b"openai-processing-ms"})
@@ -151,12 +155,17 @@ class Exchange:
     # In
 
     def start(self) -> None:
-        """Checks the request and sends it on its way."""
-        refusal = self._enter()
-        if refusal is None:
-            refusal = self._attempt()
-        if refusal is not None:
-            self._refuse(refusal)
+        """Checks the request and sends it on its way. Never raises: a bug of ours is an answer too."""
+        try:
+            refusal = self._enter()
+            if refusal is None:
+                refusal = self._attempt()
+            if refusal is not None:
+                self._refuse(refusal)
+        except Exception:
+            name = self._request_id.decode("ascii")
+            log.exception("exchange_failed", request_id=name)
+            self._give_up(refusals.internal_error(name))
 
     def _enter(self) -> Refusal | None:
         """Everything that must hold before a replica is looked for."""
@@ -305,46 +314,52 @@ class Exchange:
         if self._rest:
             body = self._rest + body
             self._rest = b""
-        if not ended and not body.endswith(b"\n\n"):
+        if ended:
+            self._last_events(body)
+            return
+        if not body.endswith(b"\n\n"):
             whole = sse.whole_events(body)
             body, self._rest = body[:whole], body[whole:]
-            if len(self._rest) > self._plane.limits.event_bytes:
-                self._abandon()
-                self._trouble(Trouble.MALFORMED, "an event without an end")
-                return
         if body:
             if openai.worth_reading(body) and not self._read_events(body):
                 return
             now = time.monotonic()
             self._sent_bytes += len(body)
+            self._last = body
             if self._begun:
                 self._meter.itl.observe(now - self._last_at)
                 self._last_at = now
-                self._last = body
-                if not ended:
-                    self._downstream.write(body)
-                    return
-            elif not ended:
+                self._downstream.write(body)
+            else:
                 self._last_at = now
-                self._last = body
                 self._begin(body, now)
-                return
-            else:
-                if not openai.ended_well(body, self._request.call.dialect):
-                    self._trouble(Trouble.UNFINISHED, "the stream ended unfinished")
-                    return
-                self._begin(body, now)
-                self._downstream.end()
-                self._finish(200, "ok")
-                return
-        if ended:
-            if openai.ended_well(self._last, self._request.call.dialect):
-                self._downstream.end(body)
-                self._finish(200, "ok")
-            else:
-                if body:
-                    self._downstream.write(body)
-                self._trouble(Trouble.UNFINISHED, "the stream ended unfinished")
+        if self._rest and len(self._rest) > self._plane.limits.event_bytes:
+            self._abandon()
+            self._trouble(Trouble.MALFORMED, "an event without an end")
+
+    def _last_events(self, body: bytes) -> None:
+        """The engine has ended its stream properly framed; whether it is finished is for its events to say."""
+        if body and openai.worth_reading(body) and not self._read_events(body):
+            return
+        finished = openai.ended_well(body or self._last, self._request.call.dialect)
+        if not finished and body and self._begun:
+            finished = openai.ended_well(self._last + body, self._request.call.dialect)
+        now = time.monotonic()
+        if not finished:
+            whole = body[: sse.whole_events(body)]
+            if self._begun and whole:
+                self._downstream.write(whole)
+            self._trouble(Trouble.UNFINISHED, "the stream ended unfinished")
+            return
+        self._sent_bytes += len(body)
+        if self._begun:
+            if body:
+                self._meter.itl.observe(now - self._last_at)
+            self._downstream.end(body)
+        else:
+            self._begin(body, now)
+            self._downstream.end()
+        self._finish(200, "ok")
 
     def _read_events(self, events: bytes) -> bool:
         """Notes usage; False when the engine says in these events that it cannot go on: then all is done."""
@@ -602,14 +617,14 @@ class Exchange:
         principal = self._pass.principal if self._pass is not None else ANYONE
         log.write(
             RequestLine(
+                "request",
                 log.stamp(time.time()),
+                "info" if status < 500 else "warning",
                 self._request_id.decode("ascii"),
                 self._request.call.path.decode("ascii"),
                 status,
                 outcome,
                 seconds,
-                "info" if status < 500 else "warning",
-                "request",
                 facts.model[:128] if facts is not None else None,
                 principal.key_id,
                 self._route.replica if self._route is not None else None,
@@ -649,7 +664,7 @@ class Exchange:
         if self._call is not None:
             self._call.resume()
 
-    def give_up(self, refusal: Refusal) -> None:
+    def _give_up(self, refusal: Refusal) -> None:
         """Nebula itself has failed."""
         if self._over:
             return

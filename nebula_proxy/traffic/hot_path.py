@@ -10,15 +10,11 @@ written here: one write per read from the engine, no task and no future.
 import time
 from typing import Any
 
-import structlog
-
 from nebula_proxy.decisions.calls import CALLS, Call
-from nebula_proxy.decisions.refusal import internal_error, too_large
+from nebula_proxy.decisions.refusal import too_large
 from nebula_proxy.traffic.connection import PIPELINE, Phase, StrictProtocol, status_line
 from nebula_proxy.traffic.downstream import Request
 from nebula_proxy.traffic.exchange import Exchange
-
-log = structlog.get_logger(__name__)
 
 
 class _NobodyWaits:
@@ -39,12 +35,13 @@ class HotCycle:
         "_protocol",
         "_version",
         "_wants_continue",
-        "behind",
         "body",
         "call",
+        "complete",
         "disconnected",
         "exchange",
         "headers",
+        "its_turn",
         "keep_alive",
         "response_complete",
         "response_started",
@@ -59,7 +56,6 @@ class HotCycle:
         call: Call,
         headers: dict[bytes, bytes],
         version: str,
-        behind: Any,
         *,
         keep_alive: bool,
         wants_continue: bool,
@@ -68,8 +64,8 @@ class HotCycle:
         self.call = call
         self.headers = headers
         self._version = version
-        #: The request before it on this connection, when that was not answered yet.
-        self.behind = behind
+        #: The request has come to its end; those before it on this connection are answered.
+        self.complete = self.its_turn = False
         self.keep_alive = keep_alive
         self._wants_continue = wants_continue
         self.body: list[bytes] = []
@@ -79,10 +75,12 @@ class HotCycle:
         self.disconnected = False
         self._chunked = False
 
-    def send_continue(self) -> None:
-        """Asks for the body, once, if the client waits to be asked."""
-        if self._wants_continue:
-            self._wants_continue = False
+    def take_turn(self) -> None:
+        """All requests before it are answered."""
+        self.its_turn = True
+        if self.complete:
+            self.start()
+        elif self._wants_continue:
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def start(self) -> None:
@@ -90,17 +88,12 @@ class HotCycle:
         body = self.body
         whole = body[0] if len(body) == 1 else b"".join(body)
         self.body = []
-        self.behind = None
         self.response_started = True
         request = Request(self.call, self.headers, whole, time.monotonic())
         protocol = self._protocol
         self.exchange = exchange = Exchange(protocol.plane, self, request)
         protocol.active = self
-        try:
-            exchange.start()
-        except Exception:
-            log.exception("exchange_failed", request_id=exchange.request_id.decode("ascii"))
-            exchange.give_up(internal_error(exchange.request_id.decode("ascii")))
+        exchange.start()
 
     # Downstream
 
@@ -191,14 +184,9 @@ class HotPathProtocol(StrictProtocol):
         if self._ready:
             ready, self._ready = self._ready, []
             for cycle in ready:
-                if cycle.response_complete:
-                    continue  # refused meanwhile
-                if cycle.behind is None or cycle.behind.response_complete:
+                cycle.complete = True
+                if cycle.its_turn:
                     cycle.start()
-                    continue
-                self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type] # see _start_asgi_task
-                if len(self.pipeline) >= PIPELINE:
-                    self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -238,14 +226,18 @@ class HotPathProtocol(StrictProtocol):
             call,
             headers,
             version,
-            self._behind,
             keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self.plane.draining,
             wants_continue=self.expect_100_continue and version == "1.1",
         )
         self.cycle = cycle  # type: ignore[assignment] # it has what uvicorn looks at
         self._receiving = cycle
         if self._behind is None:
-            cycle.send_continue()
+            cycle.take_turn()
+        else:
+            # In uvicorn's queue at once, so that hot and cold requests keep their order.
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type] # see _start_asgi_task
+            if len(self.pipeline) >= PIPELINE:
+                self.flow.pause_reading()
         return True
 
     def on_body(self, body: bytes) -> None:
@@ -271,15 +263,9 @@ class HotPathProtocol(StrictProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, HotCycle):
-            cycle.start()
+            cycle.take_turn()
         else:
             super()._start_asgi_task(cycle, app)
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        receiving = self._receiving
-        if receiving is not None and not self.transport.is_closing():
-            receiving.send_continue()  # it is its turn now
 
     def hot_done(self, cycle: HotCycle) -> None:
         """The answer of `cycle` has been written."""

@@ -18,14 +18,14 @@ WRITE_AT = 256
 class RequestLine(msgspec.Struct, omit_defaults=True):
     """The fields in the order of the line; those that are unknown are left out."""
 
+    action: str
     timestamp: str
+    level: str
     request_id: str
     path: str
     status: int
     outcome: str
     duration_seconds: float
-    level: str = "info"
-    action: str = "request"
     model: str | None = None
     key: str | None = None
     replica: str | None = None

@@ -117,14 +117,16 @@ async def test_a_stream_is_not_delayed(hot: bool, engine: ScriptedEngine) -> Non
 
 
 async def test_the_openai_client_streams_and_completes(hot: bool, engine: ScriptedEngine) -> None:
-    async with running_plane(model(endpoint("m-r0", engine.port)), hot_path=hot) as running:
-        async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.token, max_retries=0) as client:
-            stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
-            texts = [chunk.choices[0].delta.content async for chunk in stream if chunk.choices]
-            assert texts == ["Hello", " there"]
-            whole = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
-            assert whole.choices[0].message.content == "Hello there"
-            assert [entry.id async for entry in await client.models.list()] == [MODEL]
+    async with (
+        running_plane(model(endpoint("m-r0", engine.port)), hot_path=hot) as running,
+        openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.token, max_retries=0) as client,
+    ):
+        stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+        texts = [chunk.choices[0].delta.content async for chunk in stream if chunk.choices]
+        assert texts == ["Hello", " there"]
+        whole = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+        assert whole.choices[0].message.content == "Hello there"
+        assert [entry.id async for entry in await client.models.list()] == [MODEL]
 
 
 async def test_a_connection_is_kept_on_both_sides(hot: bool, engine: ScriptedEngine) -> None:
