@@ -1,5 +1,6 @@
 """A real terminal for a test: tmux runs the program, keys are typed, the screen is read back."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -24,7 +26,7 @@ class Terminal:
         self._size = (columns, rows)
         self._env = env or {}
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> Self:
         settings = [f"{name}={value}" for name, value in {"COLORTERM": "truecolor", **self._env}.items()]
         columns, rows = self._size
         self._tmux(
@@ -64,7 +66,7 @@ class Terminal:
         from rich.text import Text
 
         columns, _ = self._size
-        console = Console(record=True, width=columns, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+        console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
         console.print(Text.from_ansi(self._tmux("capture-pane", "-e", "-p", "-t", "t")))
         console.save_svg(str(path), title="nebula")
 
