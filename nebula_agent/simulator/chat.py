@@ -25,11 +25,11 @@ from nebula_agent.simulator.service import (
     merged,
     new_id,
     now,
+    reply_id,
     reply_json,
     usage,
 )
 from nebula_agent.simulator.structured import ToolCall, forced_tool_call, script_of, structured_text
-from nebula_agent.simulator.tokenizer import tokenizer
 
 
 class ChatRequest:
@@ -54,7 +54,7 @@ class ChatRequest:
             add_generation_prompt=fields.flag("add_generation_prompt", default=True),
             continue_final_message=fields.flag("continue_final_message"),
         )
-        self.prompt = tokenizer().encode(text)
+        self.prompt = service.encode(text)
         shaped = self.tool_call.arguments if self.tool_call else structured_text(fields)
         self.top_logprobs = fields.integer("top_logprobs") or 0
         self.want_logprobs = fields.flag("logprobs")
@@ -71,11 +71,11 @@ class ChatRequest:
 
 async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
     request = ChatRequest(service, body)
-    request_id = new_id("chatcmpl-")
+    request_id = reply_id("chatcmpl-", exchange, body)
     if request.stream:
         await _stream(service, exchange, request, request_id)
         return
-    answers = service.submit(request_id, [request.prompt], request.sampling)
+    answers = service.submit([request.prompt], request.sampling)
     with service.held(answers):
         await _whole(service, exchange, request, request_id, answers)
 
@@ -142,7 +142,7 @@ async def _stream(service: Service, exchange: Exchange, request: ChatRequest, re
     exchange.start_stream()
     frames = _Frames(service, request, request_id)
     try:
-        answers = service.submit(request_id, [request.prompt], request.sampling)
+        answers = service.submit([request.prompt], request.sampling)
     except EngineFailed as failure:
         await exchange.send(error_event(failure))
         await exchange.send(DONE)

@@ -6,6 +6,7 @@ a chunk is not a token, as with vLLM.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class EngineClient(asyncio.Protocol):
         self._metrics = metrics
         self._max_num_queued = max_num_queued
         self._engine_seed = engine_seed
+        self._ids = itertools.count()
         self._numbers = 0
         self._open: dict[str, Answer] = {}
         self._unframer = Unframer(to_parent_decoder)
@@ -156,7 +158,9 @@ class EngineClient(asyncio.Protocol):
             self._metrics.record_rejection()
             raise EngineFailed(QUEUE_FULL, kind="Service Unavailable", status=503)
 
-    def submit(self, request_id: str, prompt: list[int], sampling: Sampling, *, choice: int = 0) -> Answer:
+    def submit(self, prompt: list[int], sampling: Sampling, *, choice: int = 0) -> Answer:
+        # The engine's ids are its own: two clients may well send the same one.
+        request_id = str(next(self._ids))
         seed: int | None = None
         if sampling.temperature > 0 and sampling.seed is not None:
             seed = sampling.seed + choice

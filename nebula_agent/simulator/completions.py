@@ -23,8 +23,8 @@ from nebula_agent.simulator.service import (
     error_event,
     event,
     merged,
-    new_id,
     now,
+    reply_id,
     reply_json,
     usage,
 )
@@ -34,15 +34,15 @@ from nebula_agent.simulator.tokenizer import tokenizer
 _DEFAULT_MAX_TOKENS = 16
 
 
-def _prompts(given: object) -> list[list[int]]:
+def _prompts(service: Service, given: object) -> list[list[int]]:
     """A string, token ids, or a list of either."""
     if isinstance(given, str):
-        return [_encoded(given)]
+        return [_encoded(service, given)]
     if isinstance(given, list) and given:
         if all(isinstance(item, int) for item in given):
             return [_checked(given)]
         if all(isinstance(item, str) for item in given):
-            return [_encoded(item) for item in given]
+            return [_encoded(service, item) for item in given]
         if all(isinstance(item, list) and item and all(isinstance(one, int) for one in item) for item in given):
             return [_checked(item) for item in given]
     if given is None or given == []:
@@ -52,8 +52,8 @@ def _prompts(given: object) -> list[list[int]]:
     raise invalid("string_type", "body.prompt", "Input should be a valid string", given)
 
 
-def _encoded(text: str) -> list[int]:
-    return tokenizer().encode(text) or [tokenizer().end_of_text]
+def _encoded(service: Service, text: str) -> list[int]:
+    return service.encode(text) or [tokenizer().end_of_text]
 
 
 def _checked(tokens: list[int]) -> list[int]:
@@ -72,7 +72,7 @@ class CompletionRequest:
         self.model = service.model(fields)
         self.stream = fields.flag("stream")
         self.options: StreamOptions = stream_options(fields, stream=self.stream)
-        self.prompts = _prompts(body.get("prompt"))
+        self.prompts = _prompts(service, body.get("prompt"))
         self.logprobs = fields.integer("logprobs")
         self.echo = fields.flag("echo")
         self.return_token_ids = fields.flag("return_token_ids")
@@ -99,11 +99,11 @@ class CompletionRequest:
 
 async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
     request = CompletionRequest(service, body)
-    request_id = new_id("cmpl-")
+    request_id = reply_id("cmpl-", exchange, body)
     if request.stream:
         await _stream(service, exchange, request, request_id)
         return
-    answers = service.submit(request_id, request.prompts, request.sampling)
+    answers = service.submit(request.prompts, request.sampling)
     with service.held(answers):
         created = now()
         choices = []
@@ -171,7 +171,7 @@ async def _stream(service: Service, exchange: Exchange, request: CompletionReque
     exchange.start_stream()
     head = {"id": request_id, "object": "text_completion", "created": now(), "model": request.model}
     try:
-        answers = service.submit(request_id, request.prompts, request.sampling)
+        answers = service.submit(request.prompts, request.sampling)
     except EngineFailed as failure:
         await exchange.send(error_event(failure))
         await exchange.send(DONE)

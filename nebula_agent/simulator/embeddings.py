@@ -9,10 +9,10 @@ from nebula_agent.simulator.client import Sampling
 from nebula_agent.simulator.http_server import Exchange
 from nebula_agent.simulator.reply import digest, mix
 from nebula_agent.simulator.request_body import ApiError, Fields, check_lengths, invalid, read_fault
-from nebula_agent.simulator.service import Service, collect, new_id, now, reply_json
-from nebula_agent.simulator.tokenizer import tokenizer
+from nebula_agent.simulator.service import Service, collect, now, reply_id, reply_json
 
 _DIMENSIONS = 128
+_MOST_DIMENSIONS = 4096
 
 
 def embedding(tokens: list[int], dimensions: int = _DIMENSIONS) -> list[float]:
@@ -26,8 +26,10 @@ def embedding(tokens: list[int], dimensions: int = _DIMENSIONS) -> list[float]:
 async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
     fields = Fields(body)
     model = service.model(fields)
-    inputs = [tokenizer().encode(one) if isinstance(one, str) else one for one in _inputs(fields.required("input"))]
+    inputs = [service.encode(one) if isinstance(one, str) else one for one in _inputs(fields.required("input"))]
     dimensions = fields.integer("dimensions") or _DIMENSIONS
+    if not 1 <= dimensions <= _MOST_DIMENSIONS:
+        raise ApiError(400, f"dimensions must be 1 to {_MOST_DIMENSIONS}, got {dimensions}", param="dimensions")
     encoding = fields.text("encoding_format") or "float"
     if encoding not in {"float", "base64"}:
         raise ApiError(400, f"encoding_format must be float or base64, got {encoding}", param="encoding_format")
@@ -39,8 +41,8 @@ async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> 
         temperature=0.0,
         fault=read_fault(fields, service.faults, allowed=service.allow_request_faults),
     )
-    request_id = new_id("embd-")
-    answers = service.submit(request_id, inputs, sampling)
+    request_id = reply_id("embd-", exchange, body)
+    answers = service.submit(inputs, sampling)
     with service.held(answers):
         for answer in answers:
             await collect(answer)

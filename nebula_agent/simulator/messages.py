@@ -12,25 +12,24 @@ from nebula_agent.simulator.service import (
     collect,
     error_event,
     named_event,
-    new_id,
+    reply_id,
     reply_json,
 )
-from nebula_agent.simulator.tokenizer import tokenizer
 
 
-def _prompt(fields: Fields) -> list[int]:
+def _prompt(service: Service, fields: Fields) -> list[int]:
     given = fields.required("messages")
     messages = list(given) if isinstance(given, list) else []
     system = fields.body.get("system")
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    return tokenizer().encode(render_chat(messages))
+    return service.encode(render_chat(messages))
 
 
 async def count_tokens(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
     fields = Fields(body)
     service.model(fields)
-    count = len(_prompt(fields))
+    count = len(_prompt(service, fields))
     reply_json(exchange, {"input_tokens": count, "context_management": {"original_input_tokens": count}})
 
 
@@ -38,7 +37,7 @@ async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> 
     fields = Fields(body)
     check_range(fields)
     model = service.model(fields)
-    prompt = _prompt(fields)
+    prompt = _prompt(service, fields)
     wanted = fields.required("max_tokens")
     room = check_lengths(
         len(prompt), fields.integer("max_tokens") if wanted is not None else None, service.max_model_len
@@ -51,8 +50,8 @@ async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> 
         fault=read_fault(fields, service.faults, allowed=service.allow_request_faults),
         logprobs=None,
     )
-    request_id = new_id("chatcmpl-")
-    answers = service.submit(request_id, [prompt], sampling)
+    request_id = reply_id("chatcmpl-", exchange, body)
+    answers = service.submit([prompt], sampling)
     with service.held(answers):
         if not fields.flag("stream"):
             whole = await collect(answers[0])

@@ -69,6 +69,9 @@ _BODY: Mapping[type, tuple[str, str]] = {
 }
 
 
+_BEYOND = 1 << 63
+
+
 class Fields:
     """Typed reading of one body; a wrong type is an `ApiError` that names the field."""
 
@@ -76,6 +79,12 @@ class Fields:
         self.body = body
 
     def integer(self, name: str) -> int | None:
+        value = self._integer(name)
+        if value is not None and not -_BEYOND <= value < _BEYOND:
+            raise invalid("int_range", f"body.{name}", "Input should be an integer of 64 bits", value)
+        return value
+
+    def _integer(self, name: str) -> int | None:
         value = self.body.get(name)
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             return value
@@ -157,6 +166,10 @@ def read_fault(fields: Fields, faults: Faults, *, allowed: bool) -> RequestFault
         raise ApiError(400, str(error), param="nebula_fault") from None
 
 
+_MOST_CHOICES = 16384
+_MOST_LOGPROBS = 20
+
+
 def check_range(fields: Fields) -> None:
     """The limits vLLM's SamplingParams keeps, as far as they were captured or read there."""
     temperature = fields.number("temperature")
@@ -172,6 +185,8 @@ def check_range(fields: Fields) -> None:
     count = fields.integer("n")
     if count is not None and count < 1:
         raise _out_of_range("n", count, f"n must be at least 1, got {count}.")
+    if count is not None and count > _MOST_CHOICES:
+        raise _out_of_range("n", count, f"n must be at most {_MOST_CHOICES}, got {count}.")
 
 
 def _out_of_range(name: str, value: float, message: str) -> ApiError:
@@ -204,6 +219,15 @@ def check_lengths(prompt_tokens: int, max_tokens: int | None, max_model_len: int
     return min(max_tokens, max_model_len - prompt_tokens)
 
 
+def check_logprobs(wanted: int | None) -> None:
+    if wanted is not None and not 0 <= wanted <= _MOST_LOGPROBS:
+        raise ApiError(
+            400,
+            f"Requested sample logprobs of {wanted}, which is greater than max allowed: {_MOST_LOGPROBS}",
+            param="logprobs",
+        )
+
+
 def stop_strings(fields: Fields) -> tuple[str, ...]:
     stop = fields.body.get("stop")
     if stop is None:
@@ -220,6 +244,7 @@ def read_sampling(
     fields: Fields, *, max_tokens: int, script: tuple[int, ...] | None, fault: RequestFault | None, logprobs: int | None
 ) -> Sampling:
     """The sampling of a chat or a completion; `check_range` comes before it."""
+    check_logprobs(logprobs)
     temperature = fields.number("temperature")
     stop_ids = fields.items("stop_token_ids") or []
     if not all(isinstance(token, int) for token in stop_ids):

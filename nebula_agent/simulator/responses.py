@@ -23,7 +23,6 @@ from nebula_agent.simulator.service import (
     now,
     reply_json,
 )
-from nebula_agent.simulator.tokenizer import tokenizer
 
 
 class ResponsesRequest:
@@ -39,7 +38,7 @@ class ResponsesRequest:
         messages = _messages(fields.required("input"))
         if self.instructions:
             messages.insert(0, {"role": "system", "content": self.instructions})
-        self.prompt = tokenizer().encode(render_chat(messages))
+        self.prompt = service.encode(render_chat(messages))
         self.room = check_lengths(len(self.prompt), self.max_output_tokens, service.max_model_len)
         self.sampling = read_sampling(
             fields,
@@ -144,7 +143,7 @@ def _messages(given: object) -> list[Any]:
 
 async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
     request = ResponsesRequest(service, body)
-    answers = service.submit(request.response_id, [request.prompt], request.sampling)
+    answers = service.submit([request.prompt], request.sampling)
     with service.held(answers):
         if not request.stream:
             whole = await collect(answers[0])

@@ -9,7 +9,7 @@ from typing import Any
 from nebula_agent.simulator.client import Sampling
 from nebula_agent.simulator.http_server import Exchange
 from nebula_agent.simulator.request_body import ApiError, Fields, check_lengths, invalid, read_fault
-from nebula_agent.simulator.service import Service, collect, new_id, now, reply_json, usage
+from nebula_agent.simulator.service import Service, collect, now, reply_id, reply_json, usage
 from nebula_agent.simulator.tokenizer import tokenizer
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
@@ -32,8 +32,8 @@ async def score(service: Service, exchange: Exchange, body: dict[str, Any]) -> N
         raise ApiError(400, "Input lengths must be either 1:1, 1:N or N:N")
     if len(queries) == 1:
         queries *= len(documents)
-    request_id = new_id("embd-")
-    scores, prompt_tokens = await _scores(service, fields, request_id, list(zip(queries, documents, strict=True)))
+    request_id = reply_id("embd-", exchange, body)
+    scores, prompt_tokens = await _scores(service, fields, list(zip(queries, documents, strict=True)))
     reply_json(
         exchange,
         {
@@ -54,8 +54,8 @@ async def rerank(service: Service, exchange: Exchange, body: dict[str, Any]) -> 
     if not isinstance(query, str):
         raise invalid("string_type", "body.query", "Input should be a valid string", query)
     documents = _texts(fields, "documents")
-    request_id = new_id("rerank-")
-    scores, prompt_tokens = await _scores(service, fields, request_id, [(query, document) for document in documents])
+    request_id = reply_id("rerank-", exchange, body)
+    scores, prompt_tokens = await _scores(service, fields, [(query, document) for document in documents])
     results: list[dict[str, Any]] = [
         {"index": index, "document": {"text": document, "multi_modal": None}, "relevance_score": scores[index]}
         for index, document in enumerate(documents)
@@ -72,16 +72,14 @@ async def rerank(service: Service, exchange: Exchange, body: dict[str, Any]) -> 
     )
 
 
-async def _scores(
-    service: Service, fields: Fields, request_id: str, pairs: list[tuple[str, str]]
-) -> tuple[list[float], int]:
+async def _scores(service: Service, fields: Fields, pairs: list[tuple[str, str]]) -> tuple[list[float], int]:
     """One score for each pair, after the engine has computed the prompts; and how many tokens they had."""
-    encoded = [(tokenizer().encode(query), tokenizer().encode(document)) for query, document in pairs]
+    encoded = [(service.encode(query), service.encode(document)) for query, document in pairs]
     prompts = [[*query, tokenizer().end_of_text, *document] for query, document in encoded]
     for prompt in prompts:
         check_lengths(len(prompt), 1, service.max_model_len)
     fault = read_fault(fields, service.faults, allowed=service.allow_request_faults)
-    answers = service.submit(request_id, prompts, Sampling(max_tokens=1, temperature=0.0, fault=fault))
+    answers = service.submit(prompts, Sampling(max_tokens=1, temperature=0.0, fault=fault))
     with service.held(answers):
         for answer in answers:
             await collect(answer)

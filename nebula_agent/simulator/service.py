@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,8 @@ import msgspec
 from nebula_agent.simulator.client import Answer, EngineClient, EngineFailed, Output, Sampling
 from nebula_agent.simulator.faults import Faults
 from nebula_agent.simulator.http_server import Exchange
-from nebula_agent.simulator.request_body import ApiError, Fields
+from nebula_agent.simulator.request_body import ApiError, Fields, check_lengths
+from nebula_agent.simulator.tokenizer import LONGEST_TOKEN, tokenizer
 
 _encode = msgspec.json.Encoder().encode
 
@@ -45,15 +46,18 @@ class Service:
             )
         return name
 
-    def submit(self, request_id: str, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
+    def encode(self, text: str) -> list[int]:
+        """The prompt's tokens; what can only be too long is refused before it costs the time to encode it."""
+        if len(text) > LONGEST_TOKEN * self.max_model_len:
+            check_lengths(self.max_model_len, None, self.max_model_len)
+        return tokenizer().encode(text)
+
+    def submit(self, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
         """`sampling.n` answers for each prompt, in order; EngineFailed if they are not let in."""
         self.client.check_admission(len(prompts) * sampling.n)
-        answers = []
-        for prompt_number, prompt in enumerate(prompts):
-            for choice in range(sampling.n):
-                number = prompt_number * sampling.n + choice
-                answers.append(self.client.submit(f"{request_id}-{number}", prompt, sampling, choice=choice))
-        return answers
+        return [
+            self.client.submit(prompt, sampling, choice=choice) for prompt in prompts for choice in range(sampling.n)
+        ]
 
     @contextmanager
     def held(self, answers: list[Answer]) -> Iterator[None]:
@@ -66,6 +70,12 @@ class Service:
 
 def new_id(prefix: str) -> str:
     return f"{prefix}{os.urandom(8).hex()}"
+
+
+def reply_id(prefix: str, exchange: Exchange, body: Mapping[str, Any]) -> str:
+    """The id a reply carries: the client's own, from the header or the body, behind the prefix, as in vLLM."""
+    own = exchange.request.headers.get("x-request-id") or body.get("request_id")
+    return f"{prefix}{own}" if own else new_id(prefix)
 
 
 def now() -> int:
@@ -81,7 +91,12 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 
 def reply_json(exchange: Exchange, value: Any, status: int = 200) -> None:
-    exchange.reply(status, _encode(value))
+    try:
+        body = _encode(value)
+    except UnicodeEncodeError:
+        # A lone surrogate the client sent and gets back, in an error message say: escaped it is still JSON.
+        body = json.dumps(value).encode()
+    exchange.reply(status, body)
 
 
 def event(value: Any) -> bytes:

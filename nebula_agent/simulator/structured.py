@@ -8,10 +8,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nebula_agent.simulator.request_body import ApiError, Fields
+from nebula_agent.simulator.request_body import ApiError, Fields, invalid
 from nebula_agent.simulator.tokenizer import tokenizer
 
-_DEPTH = 12
+#: Deeper than this a value is null; it also bounds what a schema that contains itself can cost.
+_DEPTH = 6
+_LONGEST_STRING = 4096
 _WORD = "simulated"
 
 
@@ -54,7 +56,9 @@ def _of_type(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> 
             return {name: example(properties[name], root, depth + 1) for name in names}
         case "array":
             count = max(int(schema.get("minItems", 1)), 0)
-            return [example(schema.get("items", {}), root, depth + 1) for _ in range(min(count, 16))]
+            return [
+                example(schema.get("items", {}), root, depth + 1) for _ in range(min(count, 16 if depth < 2 else 1))
+            ]
         case "boolean":
             return True
         case "null":
@@ -85,7 +89,7 @@ def _string(schema: Mapping[str, Any]) -> str:
         "uuid": "00000000-0000-4000-8000-000000000000",
     }
     text = by_format.get(str(schema.get("format")), _WORD)
-    least = int(schema.get("minLength", 0))
+    least = min(int(schema.get("minLength", 0)), _LONGEST_STRING)
     text = (text * (least // len(text) + 1))[: max(least, len(text))]
     return text[: int(schema["maxLength"])] if "maxLength" in schema else text
 
@@ -102,22 +106,30 @@ def structured_text(fields: Fields) -> str | None:
     wanted = fields.table("response_format") or {}
     match wanted.get("type"):
         case "json_schema":
-            schema = (wanted.get("json_schema") or {}).get("schema")
+            named = wanted.get("json_schema")
+            schema = named.get("schema") if isinstance(named, dict) else None
             if not isinstance(schema, dict):
                 raise ApiError(
                     400,
                     "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
                     param="response_format",
                 )
-            return json.dumps(example(schema))
+            return _example_text(schema)
         case "json_object":
             return json.dumps({"simulated": True, "answer": _WORD})
     outputs = fields.table("structured_outputs") or {}
     if isinstance(outputs.get("json"), dict):
-        return json.dumps(example(outputs["json"]))
-    if outputs.get("choice"):
-        return str(outputs["choice"][0])
-    return None
+        return _example_text(outputs["json"])
+    choices = outputs.get("choice")
+    return str(choices[0]) if isinstance(choices, list) and choices else None
+
+
+def _example_text(schema: object) -> str:
+    """An example as JSON; a schema that is none is the client's mistake."""
+    try:
+        return json.dumps(example(schema))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ApiError(400, f"Invalid JSON schema: {error}", param="response_format") from None
 
 
 class ToolCall:
@@ -147,10 +159,15 @@ def forced_tool_call(fields: Fields, *, auto_allowed: bool) -> ToolCall | None:
                 '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
             )
         return None
-    functions = [tool.get("function") or {} for tool in tools if isinstance(tool, dict)]
+    functions = [
+        tool["function"] for tool in tools if isinstance(tool, dict) and isinstance(tool.get("function"), dict)
+    ]
+    if len(functions) < len(tools):
+        raise invalid("missing", "body.tools.0.function", "Field required", tools[0])
     if choice == "required":
         return _call(functions[0], named=False)
-    name = (choice.get("function") or {}).get("name") if isinstance(choice, dict) else None
+    wanted = choice.get("function") if isinstance(choice, dict) else None
+    name = wanted.get("name") if isinstance(wanted, dict) else None
     if name is None:
         raise ApiError(
             400,
@@ -169,8 +186,8 @@ def forced_tool_call(fields: Fields, *, auto_allowed: bool) -> ToolCall | None:
 
 
 def _call(function: Mapping[str, Any], *, named: bool) -> ToolCall:
-    arguments = example(function.get("parameters") or {"type": "object"})
-    return ToolCall(str(function.get("name", "")), json.dumps(arguments), named=named)
+    arguments = _example_text(function.get("parameters") or {"type": "object"})
+    return ToolCall(str(function.get("name", "")), arguments, named=named)
 
 
 def script_of(text: str) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ from string import ascii_lowercase, ascii_uppercase, digits
 from nebula_agent.simulator import corpus
 
 _PIECE = re.compile(r" ?[^\W\d_]+| ?\d{1,3}| ?[^\s\w]+| ?_+|\s+(?!\S)|\s")
-_LONGEST = 16
+#: Characters of the longest token there can be.
+LONGEST_TOKEN = 16
 
 
 def _entries() -> Iterable[str]:
@@ -42,7 +43,7 @@ class Tokenizer:
     def __init__(self) -> None:
         # Non-ASCII pieces stay out of the vocabulary: their bytes travel as single tokens, so that readers meet
         # characters cut in two, as they do with real engines.
-        words = [word for word in dict.fromkeys(_entries()) if word.isascii() and 1 < len(word) <= _LONGEST]
+        words = [word for word in dict.fromkeys(_entries()) if word.isascii() and 1 < len(word) <= LONGEST_TOKEN]
         self._bytes: list[bytes] = [bytes((value,)) for value in range(256)] + [word.encode() for word in words]
         self._ids: dict[str, int] = {chr(value): value for value in range(128)}
         self._ids.update({word: 256 + index for index, word in enumerate(words)})
@@ -77,7 +78,7 @@ class Tokenizer:
         tokens: list[int] = []
         at = 0
         while at < len(piece):
-            for length in range(min(_LONGEST, len(piece) - at), 0, -1):
+            for length in range(min(LONGEST_TOKEN, len(piece) - at), 0, -1):
                 token = self._ids.get(piece[at : at + length])
                 if token is not None:
                     tokens.append(token)

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -199,6 +200,30 @@ async def test_the_official_client_is_content(serve):
         assert answer.output_text == text
         with pytest.raises(openai.NotFoundError):
             await client.completions.create(model="nope", prompt="x")
+
+
+#: What clients get wrong, and worse.
+ODD_VALUES = [
+    *(None, True, 0, -1, 3.5, 10**30, "", "x", "required", [], [1], [[1, 2]], [None], [{}], {}, {"function": 5}),
+    *("\ud800", [{"role": "user", "content": "\ud800"}], [{"role": "user", "content": [{"type": "text", "text": 5}]}]),
+    {"type": "json_schema", "json_schema": {"schema": {"type": "array", "minItems": "x"}}},
+    [{"type": "function", "function": {"name": "f", "parameters": {"properties": 5}}}],
+]
+ODD_FIELDS = ["model", "messages", "prompt", "max_tokens", "temperature", "top_p", "n", "stop", "stop_token_ids", "seed", "stream", "stream_options", "logprobs", "top_logprobs", "echo", "tools", "tool_choice", "response_format", "structured_outputs", "continue_final_message", "ignore_eos", "min_tokens", "input", "instructions", "max_output_tokens", "system", "stop_sequences", "tokens", "request_id", "metadata"]
+
+
+async def test_no_body_makes_it_fail(serve):
+    client = serve()
+    random = Random(5)
+    sound = {"messages": HELLO, "prompt": "x", "input": "x", "tokens": [1], "max_tokens": 2, "max_output_tokens": 2}
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize")
+    for _ in range(400):
+        body = sound | {random.choice(ODD_FIELDS): random.choice(ODD_VALUES) for _ in range(random.randint(1, 3))}
+        reply = await client.post(
+            random.choice(paths), content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert reply.status_code < 500, body
+        assert not reply.text.startswith('data: {"error"'), body
 
 
 async def test_metrics_say_the_settings_of_the_cache(serve):

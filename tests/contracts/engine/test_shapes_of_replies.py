@@ -1,5 +1,6 @@
 """Replies have the names, the order and the kinds of values that vLLM 0.32.0 was captured with, streamed or not."""
 
+import asyncio
 import json
 
 import httpx
@@ -43,6 +44,8 @@ async def test_a_stream_has_the_captured_row_of_frames(client: httpx.AsyncClient
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["transfer-encoding"] == "chunked"
     assert "\r" not in reply.text
+    lines = [line[6:] for line in reply.text.split("\n") if line.startswith("data: {")]
+    assert lines == [json.dumps(json.loads(line), separators=(",", ":"), ensure_ascii=False) for line in lines]
     assert stream_shape(reply.text) == stream_shape(capture.body.replace("\r", ""))
 
 
@@ -99,3 +102,12 @@ async def test_ids_have_their_prefixes(client: httpx.AsyncClient) -> None:
     ]
     assert [one[: len(one) - 16] for one in ids] == ["chatcmpl-", "cmpl-", "resp_"]
     assert all(int(one[-16:], 16) >= 0 for one in ids)
+
+
+async def test_a_request_id_of_the_client_becomes_the_id_of_the_reply(client: httpx.AsyncClient) -> None:
+    """Also when two requests carry the same one at the same time."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 20, "ignore_eos": True}
+    headers = {"x-request-id": "mine-1"}
+    replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(3)))
+    assert [reply.json()["id"] for reply in replies] == ["chatcmpl-mine-1"] * 3
+    assert all(reply.json()["usage"]["completion_tokens"] == 20 for reply in replies)
