@@ -151,7 +151,8 @@ def main() -> None:
     first = next(iter(view.reports))
 
     def full(_: int) -> Plan:
-        return reconcile(view, observe(fresh, view, 1000.5), 1000.5)
+        index = ClusterIndex()
+        return reconcile(view, observe(fresh, view, 1000.5, index), 1000.5, index)
 
     policy = observe(fresh, view, 1000.5)
     kept = ClusterIndex()

@@ -12,7 +12,7 @@ from nebula_core.planning.index import ClusterIndex, NodeFacts, ReplicaFacts
 from nebula_core.planning.place import Chooser, Placed, Rejected, Request
 from nebula_core.planning.policy import PlanPolicy
 from nebula_core.planning.revision import outdated
-from nebula_core.planning.rooms import Room, build_rooms
+from nebula_core.planning.rooms import Room, build_room, build_rooms
 from nebula_core.records.deployment import Deployment
 from nebula_core.records.ids import replica_id
 from nebula_core.records.placement import Placement, Wanted
@@ -40,12 +40,15 @@ class Shared:
             self._rooms = build_rooms(self.index)
         return self._rooms
 
-    def rooms_without(self, replica: str) -> dict[str, Room]:
-        """As `rooms`, if this replica were gone."""
-        rooms = build_rooms(self.index, without=replica)
+    def room_without(self, facts: ReplicaFacts) -> dict[str, Room]:
+        """The room of a replica's node, if that replica were gone."""
+        if facts.node.node is None:
+            return {}
+        room = build_room(facts.node, facts.node.node, without=facts.id)
         for node, gpus, taker in self.given:
-            rooms[node] = rooms[node].taken(gpus, taker)
-        return rooms
+            if node == facts.node.name:
+                room = room.taken(gpus, taker)
+        return {facts.node.name: room}
 
     @property
     def unsettled(self) -> bool:
@@ -111,6 +114,9 @@ class DeploymentPass:
         asked = self._shared.policy.memory.moves.get(facts.id)
         if asked is not None:
             return asked
+        for move in self._deployment.moves:
+            if move.replica == facts.id and facts.placement.generation < move.generation:
+                return move.reason
         for gpu in facts.placement.gpus:
             if gpu in facts.node.faults:
                 return f"gpu {gpu}: {facts.node.faults[gpu]}"
@@ -346,7 +352,7 @@ class DeploymentPass:
             self._hold("no room for a replacement, but a node is silent for a moment: waits for it")
             return
         for number, (facts, why) in enumerate(self._outgoing):
-            if _must_leave(facts) or isinstance(self._chooser(self._shared.rooms_without(facts.id)).choose(), Placed):
+            if _must_leave(facts) or isinstance(self._chooser(self._shared.room_without(facts)).choose(), Placed):
                 self._outgoing.pop(number)
                 self._retire(facts, Bucket.MOVING, f"{why}; no room for a replacement first: {blocked.reason}")
                 self._hold("one at a time")

@@ -14,7 +14,7 @@ from nebula_core.planning.policy import PlanPolicy
 from nebula_core.planning.revision import spec_of_generation
 from nebula_core.records.deployment import Deployment
 from nebula_core.records.ids import replica_ordinal
-from nebula_core.records.node import Node, NodeIntent
+from nebula_core.records.node import Gpu, Node, NodeIntent
 from nebula_core.records.placement import Placement, Wanted
 from nebula_core.records.plan import PlanEntry
 from nebula_core.records.replica import STARTING, Phase, ReplicaStatus
@@ -40,8 +40,8 @@ class NodeFacts:
     faults: dict[str, str] = field(default_factory=dict)
     statuses: dict[str, ReplicaStatus] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
-    #: What of the report matters to a plan; figures do not.
-    digest: tuple[object, ...] = ()
+    #: GPUs nobody has and nothing blocks, and CPU slots in use (`rooms` keeps them here until something moves).
+    unheld: tuple[tuple[Gpu, ...], int] | None = None
 
     @property
     def known(self) -> bool:
@@ -107,6 +107,8 @@ class ClusterIndex:
         self.nodes: dict[str, NodeFacts] = {}
         #: Managed replicas without a placement whose deployment does not exist: shown, never touched.
         self.strays: list[ReplicaStatus] = []
+        #: Placements that say `drain` or `stop`.
+        self.leaving: dict[str, Placement] = {}
         #: Deployments that were found at rest, with what was said of their replicas.
         self.calm: dict[str, tuple[PlanEntry, ...]] = {}
         self._view = ClusterSnapshot()
@@ -179,6 +181,7 @@ class ClusterIndex:
                 touched.add(old.deployment)
                 touched_nodes.add(old.node)
                 del self.nodes[old.node].placements[replica]
+                self.leaving.pop(replica, None)
                 of_it = self._placements[old.deployment]
                 del of_it[replica]
                 if not of_it:
@@ -190,6 +193,8 @@ class ClusterIndex:
                 if new.node not in self.nodes:
                     self.nodes[new.node] = NodeFacts(new.node, NodeState.LOST, None, None, None, None)
                 self.nodes[new.node].placements[replica] = new
+                if new.wanted is not Wanted.RUN:
+                    self.leaving[replica] = new
         return touched
 
     def _advance_nodes(
@@ -214,6 +219,7 @@ class ClusterIndex:
                 moved = _take_report(facts, received) or moved
             facts.state, facts.node, facts.intent = state, node, intent
             if moved:
+                facts.unheld = None
                 touched.update(placement.deployment for placement in facts.placements.values())
                 touched.update(status.deployment for status in former.values())
                 touched.update(status.deployment for status in facts.statuses.values())
@@ -260,26 +266,33 @@ def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> set[s
 
 
 def _take_report(facts: NodeFacts, received: Received | None) -> bool:
-    """Takes the figures in; whether anything of them matters to a plan."""
+    """Takes the figures in; whether anything but figures has moved."""
     facts.received = received
-    digest: tuple[object, ...] = ()
+    statuses, faults = facts.statuses, facts.faults
     if received is None:
         facts.statuses, facts.faults = {}, {}
     else:
-        report = received.report
         # A node speaks for itself only.
-        facts.statuses = {status.id: status for status in report.replicas if status.node == facts.name}
-        facts.faults = {gpu.gpu: gpu.fault for gpu in report.gpus if gpu.fault is not None}
-        digest = (
-            tuple(facts.faults.items()),
-            tuple(
-                (one.id, one.phase, one.phase_reason, one.load_seconds is None, one.deployment, one.managed, one.gpus)
-                for one in report.replicas
-            ),
-        )
-    moved = digest != facts.digest
-    facts.digest = digest
-    return moved
+        facts.statuses = {one.id: one for one in received.report.replicas if one.node == facts.name}
+        facts.faults = {gpu.gpu: gpu.fault for gpu in received.report.gpus if gpu.fault is not None}
+    return (
+        faults != facts.faults
+        or statuses.keys() != facts.statuses.keys()
+        or any(_moved(statuses[replica], status) for replica, status in facts.statuses.items())
+    )
+
+
+def _moved(before: ReplicaStatus, after: ReplicaStatus) -> bool:
+    """Whether anything a plan depends on differs; figures do not count."""
+    return (
+        before.phase is not after.phase
+        or before.phase_reason != after.phase_reason
+        or (before.load_seconds is None) is not (after.load_seconds is None)
+        or before.gpus != after.gpus
+        or before.deployment != after.deployment
+        or before.managed is not after.managed
+        or before.generation != after.generation
+    )
 
 
 def _adoptable(status: ReplicaStatus) -> bool:

@@ -27,11 +27,11 @@ def observe(policy: PlanPolicy, view: ClusterSnapshot, now: float, index: Cluste
     index.advance(view, policy, now)
     drains: dict[str, DrainSeen] = {}
     stops: dict[str, float] = {}
-    for replica, placement in view.placements.items():
+    for replica, placement in index.leaving.items():
         if placement.wanted is Wanted.DRAIN:
             seen = memory.drains.get(replica) or DrainSeen(now, view.revision)
             drains[replica] = _listen(view, seen, replica, index.nodes[placement.node].statuses.get(replica), now)
-        elif placement.wanted is Wanted.STOP:
+        else:
             stops[replica] = memory.stops.get(replica, now)
     held = index.deployments()
     lost = {name for name, facts in index.nodes.items() if facts.lost}

@@ -59,7 +59,7 @@ class Chooser:
         self._neighbours = dict(request.neighbours)
         self._heap: list[tuple[tuple[int, int, int, str], str]] = []
         for name, room in rooms.items():
-            if why_unfit(room, request.spec) is None:
+            if fits(room, request.spec):
                 self._heap.append((self._cost(room), name))
         heapq.heapify(self._heap)
 
@@ -68,7 +68,7 @@ class Chooser:
         while self._heap:
             cost, name = self._heap[0]
             room = self._rooms[name]
-            if why_unfit(room, self._request.spec) is not None:
+            if not fits(room, self._request.spec):
                 heapq.heappop(self._heap)
                 continue
             if (fresh := self._cost(room)) != cost:
@@ -104,14 +104,14 @@ class Chooser:
 
     def _rejected(self) -> Rejected:
         spec = self._request.spec
-        judged = sorted(
-            ((nearness(room, spec), name, why_unfit(room, spec) or "fits") for name, room in self._rooms.items()),
-            key=lambda item: (item[0], item[1]),
-        )
-        if not judged:
+        nearest = heapq.nsmallest(NEAREST, ((nearness(room, spec), name) for name, room in self._rooms.items()))
+        if not nearest:
             return Rejected(f"needs {needs(spec)}; there is no node", ())
-        verdicts = tuple(NodeVerdict(node=name, fits=False, reason=why) for _, name, why in judged[:NEAREST])
-        return Rejected(f"needs {needs(spec)}; nearest is {judged[0][1]}: {judged[0][2]}", verdicts)
+        verdicts = tuple(
+            NodeVerdict(node=name, fits=False, reason=why_unfit(self._rooms[name], spec) or "does not fit")
+            for _, name in nearest
+        )
+        return Rejected(f"needs {needs(spec)}; nearest is {verdicts[0].node}: {verdicts[0].reason}", verdicts)
 
 
 def gpus_of(spec: DeploymentSpec) -> int:
@@ -129,6 +129,19 @@ def needs(spec: DeploymentSpec) -> str:
     return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
+def fits(room: Room, spec: DeploymentSpec) -> bool:
+    """Whether this node takes one replica of `spec`: as `why_unfit`, without the words."""
+    if room.closed is not None:
+        return False
+    count = gpus_of(spec)
+    if count == 0:
+        if room.node.cpu_slots is not None and room.cpu_used >= room.node.cpu_slots:
+            return False
+    elif len(room.free) < count or len(fitting(room, spec)) < count:
+        return False
+    return why_unsuited(room, spec) is None
+
+
 def why_unfit(room: Room, spec: DeploymentSpec) -> str | None:
     """Why this node does not take one replica of `spec`, as a sentence; None when it does."""
     if room.closed is not None:
@@ -136,12 +149,11 @@ def why_unfit(room: Room, spec: DeploymentSpec) -> str | None:
     reason = why_unsuited(room, spec)
     if reason is not None:
         return reason
+    if fits(room, spec):
+        return None
     count = gpus_of(spec)
     if count == 0:
-        slots = room.node.cpu_slots
-        return None if slots is None or room.cpu_used < slots else f"no CPU slot free, {room.cpu_used} of {slots} used"
-    if len(room.free) >= count and len(fitting(room, spec)) >= count:
-        return None
+        return f"no CPU slot free, {room.cpu_used} of {room.node.cpu_slots} used"
     return _why_too_full(room, spec, count)
 
 

@@ -57,28 +57,42 @@ class Room:
         )
 
 
-def build_rooms(index: ClusterIndex, *, without: str | None = None) -> dict[str, Room]:
-    """Rooms of all nodes, by name; a replica named `without` is taken for gone, and its memory for free."""
+def build_rooms(index: ClusterIndex) -> dict[str, Room]:
+    """Rooms of all nodes, by name."""
     return {
-        name: build_room(facts, facts.node, without)
+        name: build_room(facts, facts.node)
         for name in sorted(index.nodes)
         if (facts := index.nodes[name]).node is not None
     }
 
 
-def build_room(facts: NodeFacts, node: Node, without: str | None = None) -> Room:
+def build_room(facts: NodeFacts, node: Node, *, without: str | None = None) -> Room:
+    """A replica named `without` is taken for gone, and its memory for free."""
     closed = why_closed(facts)
     if closed is not None:
         return Room(node, facts, closed)
+    free, cpu_used = _unheld(facts, node, without)
+    if not free:
+        return Room(node, facts, None, cpu_used=cpu_used)
+    samples: dict[str, GpuSample] = {}
+    if facts.received is not None:
+        ids = {gpu.id for gpu in free}
+        samples = {sample.gpu: sample for sample in facts.received.report.gpus if sample.gpu in ids}
+    places = tuple(_measured(gpu, samples.get(gpu.id), without) for gpu in free)
+    return Room(node, facts, None, places, tuple(place for place in places if place.in_use is None), cpu_used)
+
+
+def _unheld(facts: NodeFacts, node: Node, without: str | None) -> tuple[tuple[Gpu, ...], int]:
+    """GPUs (by index) that nobody has and nothing blocks, and how many CPU slots are in use."""
+    if without is None and facts.unheld is not None:
+        return facts.unheld
     holders, cpu_used = _holders(facts, without)
     blocked = () if facts.intent is None else facts.intent.cordoned_gpus
     free = [gpu for gpu in node.gpus if gpu.id not in holders and gpu.id not in facts.faults and gpu.id not in blocked]
-    if not free:
-        return Room(node, facts, None, cpu_used=cpu_used)
-    free.sort(key=lambda gpu: gpu.index)
-    samples = {} if facts.received is None else {gpu.gpu: gpu for gpu in facts.received.report.gpus}
-    places = tuple(_measured(gpu, samples.get(gpu.id), without) for gpu in free)
-    return Room(node, facts, None, places, tuple(place for place in places if place.in_use is None), cpu_used)
+    found = (tuple(sorted(free, key=lambda gpu: gpu.index)), cpu_used)
+    if without is None:
+        facts.unheld = found
+    return found
 
 
 def held_by(room: Room) -> tuple[str, ...]:

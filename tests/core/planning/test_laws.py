@@ -275,8 +275,8 @@ class Cluster(RuleBasedStateMachine):
             if status.deployment == placement.deployment
             and status.phase is Phase.READY
             and view.node_state(status.node, self.model.now) is NodeState.READY
-            and (one := view.placements.get(status.id)) is not None
-            and one.wanted is Wanted.RUN
+            # Without a placement it serves on (absence is no order) and is adopted.
+            and ((one := view.placements.get(status.id)) is None or one.wanted is Wanted.RUN)
         ]
 
     def _check_stop(self, before: Placement) -> None:
