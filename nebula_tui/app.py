@@ -128,7 +128,7 @@ class NebulaApp(App[None]):
             case Alive():
                 self.fleet.alive(now)
             case Lost(error, retry):
-                reason = str(error)
+                reason = error.message
                 if isinstance(error, NotAllowed):
                     # Another key may be given to the same name meanwhile: ask again who we are.
                     self.role = None

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nebula_core.errors import NebulaError
-from nebula_core.records.views import ErrorBody
+from nebula_core.wire.sse import TooLong
 from nebula_tui.adapters.control import Garbled, NotAllowed, NotFound, Refused, Unreachable
-from nebula_tui.adapters.sse import EventTooLong, decode
+from nebula_tui.adapters.sse import decode
 
 if TYPE_CHECKING:
     import httpx
@@ -117,7 +117,7 @@ class ChatClient:
                 yield _opened(answer.headers)
                 async for event in self._read(answer, started):
                     yield event
-        except EventTooLong as error:
+        except TooLong as error:
             raise Garbled(f"the stream cannot be read: {error}") from error
         except httpx.TimeoutException as error:
             raise Unreachable(f"{self.base_url} does not answer in time", hint="try again") from error
@@ -130,9 +130,10 @@ class ChatClient:
         finish: str | None = None
         usage: dict[str, Any] = {}
         first = True
-        async for name, data in decode(answer.aiter_bytes()):
-            if not data:
+        async for event in decode(answer.aiter_bytes()):
+            if event is None:
                 continue
+            data = event.data
             if data == "[DONE]":
                 yield ChatDone(
                     finish,
@@ -142,7 +143,7 @@ class ChatClient:
                 )
                 return
             chunk = _chunk(data)
-            if name == "error" or "error" in chunk:
+            if event.event == "error" or "error" in chunk:
                 raise _refused(None, data)
             usage = chunk.get("usage") or usage
             for choice in chunk.get("choices") or ():
@@ -204,14 +205,15 @@ def _whole(value: Any) -> int | None:
 def _refused(status: int | None, content: str | bytes) -> NebulaError:
     """The OpenAI envelope as an error; an engine's own body may lack fields of ours."""
     text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
-    hint: str | None = None
+    message, hint = f"HTTP {status}: {text[:200]}", None
     try:
         body = json.loads(text)
         error = body.get("error", body)
-        message = str(error.get("message") or text[:200])
-        hint = ErrorBody.model_validate(error).hint
+        message = str(error.get("message") or message)
+        told = error.get("hint")
+        hint = str(told) if told else None
     except (ValueError, AttributeError):
-        message = locals().get("message") or f"HTTP {status}: {text[:200]}"
+        pass  # not our envelope: the beginning of the body says most
     match status:
         case 401 | 403:
             return NotAllowed(message, hint=hint or "check the key of this context")

@@ -35,7 +35,9 @@ from nebula_core.records.views import (
     WatchSnapshot,
     WhoAmI,
 )
-from nebula_tui.adapters.sse import EventTooLong, decode
+from nebula_core.wire.sse import Event as SseEvent
+from nebula_core.wire.sse import TooLong
+from nebula_tui.adapters.sse import decode
 
 if TYPE_CHECKING:
     import httpx
@@ -207,22 +209,22 @@ class ControlClient:
     async def _watch_once(self) -> AsyncIterator[WatchMessage]:
         async with self._stream("/watch", {}) as events:
             yield Connected()
-            async for name, data in events:
-                if name == "snapshot":
-                    yield _decode(WatchSnapshot, data)
-                elif name == "delta":
-                    yield _decode(WatchDelta, data)
+            async for event in events:
+                if event is not None and event.event == "snapshot":
+                    yield _decode(WatchSnapshot, event.data)
+                elif event is not None and event.event == "delta":
+                    yield _decode(WatchDelta, event.data)
                 else:
                     yield Alive()
 
     async def logs(self, replica: str, *, tail: int = 200, follow: bool = True) -> AsyncIterator[LogLine]:
         params = {"tail": str(tail), **({"follow": "1"} if follow else {})}
         async with self._stream(f"/replicas/{replica}/logs", params) as events:
-            async for name, data in events:
-                if name == "line":
-                    yield _decode(LogLine, data)
-                elif name == "error":
-                    raise _refused(None, data)
+            async for event in events:
+                if event is not None and event.event == "line":
+                    yield _decode(LogLine, event.data)
+                elif event is not None and event.event == "error":
+                    raise _refused(None, event.data)
 
     # -------------------------------------------------------------------------------------------------- plumbing
 
@@ -267,7 +269,7 @@ class ControlClient:
         return response.content
 
     @asynccontextmanager
-    async def _stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[tuple[str, str]]]:
+    async def _stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[SseEvent | None]]:
         import httpx
 
         timeout = httpx.Timeout(self._timeout, read=self._silence)
@@ -276,7 +278,7 @@ class ControlClient:
                 if answer.is_error:
                     raise _refused(answer.status_code, await answer.aread())
                 yield decode(answer.aiter_bytes())
-        except EventTooLong as error:
+        except TooLong as error:
             raise Garbled(f"{self.url}{path}: {error}", hint="is this the Control API's address?") from error
         except (httpx.HTTPError, OSError) as error:
             raise self._unreachable(error) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from nebula_tui.presenters.cells import UNKNOWN, Severity, count, milliseconds, percent, sparkline
+from nebula_tui.presenters.cells import UNKNOWN, Severity, count, milliseconds, sparkline
 from nebula_tui.presenters.fleet import FleetState
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.presenters.text import TextLine
@@ -106,16 +106,16 @@ class Pane:
         return 1.0 / rate if rate else None
 
 
-def pane_title(fleet: FleetState, target: str, pane: Pane) -> str:
-    """`demo/r1 · node-034`, from the answer's own header as soon as it is there."""
-    replica = pane.replica or (target if target in fleet.replicas else None)
+def pane_title(fleet: FleetState, model: str, target: str | None, pane: Pane) -> str:
+    """`r1 · node-034` for a pinned replica; through the proxy `demo`, and `→ r1 · node-034` once it has answered."""
+    replica = pane.replica or target
     if replica is None:
-        return target
+        return f"{model} via proxy"
     known = fleet.replicas.get(replica)
     node = f" · {known.node}" if known is not None else ""
-    pinned = "" if target == replica else "→ "
+    pinned = "" if target == replica else f"{model} → "
     simulated = " · simulated" if known is not None and known.simulated else ""
-    return f"{pinned}{short_replica(replica)}{node}{simulated}"
+    return f"{pinned}{short_replica(replica, model)}{node}{simulated}"
 
 
 def pane_note(pane: Pane, now: float) -> tuple[str, Severity]:
@@ -133,18 +133,19 @@ def pane_note(pane: Pane, now: float) -> tuple[str, Severity]:
             )
 
 
-def figures(pane: Pane) -> str:
-    """`71 tok/s  ITL 17ms  188 tok`; `~` where pieces were counted."""
-    if pane.progress is Progress.IDLE:
-        return "– tok/s  ITL –  – tok"
+def figures(pane: Pane, width: int = 80) -> str:
+    """`71 tok/s  ITL 17ms  188 tok`, the later ones only where there is room; `~` where pieces were counted."""
     rate = pane.tokens_per_second
     counted = "" if pane.completion_tokens is not None else "~"
     shown_rate = UNKNOWN if rate is None else f"{counted}{rate:.0f}"
-    parts = [f"{shown_rate} tok/s", f"ITL {milliseconds(pane.itl_seconds)}", f"{counted}{count(pane.tokens)} tok"]
+    tokens = UNKNOWN if pane.progress is Progress.IDLE else f"{counted}{count(pane.tokens)}"
+    parts = [f"{shown_rate} tok/s", f"{tokens} tok", f"ITL {milliseconds(pane.itl_seconds)}"]
     if pane.prompt_tokens is not None:
         parts.append(f"in {count(pane.prompt_tokens)}")
     if pane.finish_reason == "length":
         parts.append("cut at max")
+    while len(parts) > 1 and len("  ".join(parts)) > width:
+        parts.pop()
     return "  ".join(parts)
 
 
@@ -159,12 +160,16 @@ def verdict(names: Sequence[str], panes: Sequence[Pane]) -> TextLine:
         return ()
     words: list[str] = []
     first = panes[0]
+    same = [names[0]]
     for name, pane in zip(names[1:], panes[1:], strict=True):
         at = _parting(first.text, pane.text)
         if at is None:
-            words.append(f"{names[0]} = {name}")
+            same.append(name)
         else:
             words.append(f"{name} parts from {names[0]} at character {at:,}")
+    if len(same) > 1:
+        length = min(len(pane.text) for name, pane in zip(names, panes, strict=True) if name in same)
+        words.insert(0, f"{' = '.join(same)} for {length:,} characters")
     known = [
         (pane.ttft_seconds, name) for name, pane in zip(names, panes, strict=True) if pane.ttft_seconds is not None
     ]
@@ -188,7 +193,7 @@ def _parting(first: str, second: str) -> int | None:
 def session_line(
     fleet: FleetState, model: str | None, targets: Sequence[str], max_tokens: int, temperature: float | None
 ) -> TextLine:
-    via = "via proxy" if not targets else ", ".join(short_replica(target, model) for target in targets)
+    via = "via proxy" if not targets else "to " + ", ".join(short_replica(target, model) for target in targets)
     known = fleet.deployments.get(model) if model is not None else None
     ready = f"{known.replicas_ready}/{known.replicas_wanted} ready" if known is not None else ""
     temperature_word = "default" if temperature is None else f"{temperature:.1f}"
@@ -198,13 +203,9 @@ def session_line(
         bar,
         (f"{ready}", Severity.NORMAL),
         bar,
-        (f"to {via}", Severity.NORMAL),
+        (via, Severity.NORMAL),
         bar,
         (f"temp {temperature_word}", Severity.NORMAL),
         bar,
         (f"max {max_tokens}", Severity.NORMAL),
     )
-
-
-def hit_percent(fraction: float | None) -> str:
-    return UNKNOWN if fraction is None else f"{percent(fraction)}%"

@@ -35,13 +35,13 @@ def link_face(fleet: FleetState, now: float, url: str) -> LinkFace:
     old = fleet.link_age(now)
     if fleet.link.state is LinkState.LOST:
         retry = max(0.0, (fleet.link.retry_at or now) - now)
-        again = f"trying again in {retry:.1f}s" if retry > 0.05 else "trying again"
+        again = f"again in {retry:.1f}s" if retry > 0.05 else "trying again"
         shown = f"figures are {age(old)} old" if old is not None else "nothing received yet"
-        banner = f"NOT CONNECTED · {fleet.link.reason} · {shown} · actions are locked · {again}"
+        banner = f"NOT CONNECTED · {shown} · actions are locked · {again} · {fleet.link.reason}"
         return LinkFace("DOWN", Severity.CRIT, old, banner)
     if fleet.link.state is LinkState.CONNECTING:
-        banner = None if old is None else f"CONNECTING AGAIN · figures are {age(old)} old · actions are locked"
-        return LinkFace("CONNECTING", Severity.WARN, old, banner)
+        waiting = None if old is None else f"CONNECTING AGAIN · figures are {age(old)} old · actions are locked"
+        return LinkFace("CONNECTING", Severity.WARN, old, waiting)
     if not fleet.is_live(now):
         return LinkFace(
             "QUIET",

@@ -18,6 +18,7 @@ from nebula_tui.presenters.cells import (
     short_count,
 )
 from nebula_tui.presenters.fleet import FleetState, add
+from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.overview import MeterLine
 from nebula_tui.presenters.states import (
     gpu_span,
@@ -82,7 +83,7 @@ def kv_caption(replica: ReplicaView) -> str:
     tokens = sample.kv_cache_tokens if sample is not None else None
     hit = sample.prefix_cache_hit_ratio if sample is not None else None
     preempted = sample.preemptions_total if sample is not None else None
-    return f"{short_count(tokens)} tokens  prefix hit {percent(hit)}%  preempted {count(preempted)}"
+    return f"{short_count(tokens)} tok · hit {percent(hit)}% · preempted {count(preempted)}"
 
 
 def scheduler_note(replica: ReplicaView) -> tuple[str, Severity]:
@@ -109,21 +110,21 @@ def meters(fleet: FleetState, replica: ReplicaView) -> list[MeterLine]:
             "TTFT p95",
             None,
             milliseconds(sample.ttft_p95_seconds if sample else None),
-            series=fleet.series.read(f"{name}/ttft95", 240),
+            series=shape(fleet.series.read(f"{name}/ttft95", 240)),
         ),
         MeterLine(
             "itl95",
             "ITL  p95",
             None,
             milliseconds(sample.itl_p95_seconds if sample else None),
-            series=fleet.series.read(f"{name}/itl95", 240),
+            series=shape(fleet.series.read(f"{name}/itl95", 240)),
         ),
         MeterLine(
             "hit",
             "prefix hit",
             None,
             f"{percent(sample.prefix_cache_hit_ratio if sample else None)}%",
-            series=fleet.series.read(f"{name}/hit", 240),
+            series=shape(fleet.series.read(f"{name}/hit", 240)),
         ),
     ]
     node = fleet.nodes.get(replica.node)
@@ -138,7 +139,6 @@ def meters(fleet: FleetState, replica: ReplicaView) -> list[MeterLine]:
                     util,
                     f"{percent(util)}% {count(celsius)}°",
                     temperature_severity(celsius),
-                    series=fleet.gpus.read(gpu.id, 240),
                 )
             )
     return lines
@@ -169,7 +169,7 @@ def inflight_rows(fleet: FleetState, now: float) -> list[Row]:
                     Cell(count(waiting), waiting_severity(waiting), order=waiting),
                     Cell(count(limit), Severity.DIM, order=limit),
                     Cell(milliseconds(ttft), order=ttft),
-                    Cell(series=fleet.series.downsampled(f"replica/{replica.id}/running", 20)),
+                    Cell(series=shape(fleet.series.downsampled(f"replica/{replica.id}/running", 20))),
                 ),
                 stale=not fleet.is_live(now),
             )

@@ -251,15 +251,20 @@ class FleetState:
             if sample.requests_waiting is not None:
                 waiting[replica.deployment] = waiting.get(replica.deployment, 0) + sample.requests_waiting
         total: float | None = None
+        running: float | None = None
+        for replica in self.replicas.values():
+            running = add(running, replica.sample.requests_running if replica.sample is not None else None)
         for name, value in out.items():
             figures[f"deployment/{name}/out"] = value
             total = add(total, value)
         figures["out"], figures["in"] = total, prompts
+        figures["running"] = running
         for name, fills in kv.items():
             figures[f"deployment/{name}/kv"] = max(fills)
         for name, queued in waiting.items():
             figures[f"deployment/{name}/waiting"] = queued
         self._add_traffic(figures)
+        power: float | None = None
         for node in self.nodes.values():
             used = [
                 gpu.sample.utilization_ratio
@@ -268,6 +273,9 @@ class FleetState:
             ]
             if used and node.state == "ready":
                 figures[f"node/{node.id}/util"] = sum(used) / len(used)
+                for gpu in node.gpus:
+                    power = add(power, gpu.sample.power_watts if gpu.sample is not None else None)
+        figures["power"] = power
         return figures
 
     def _add_traffic(self, figures: dict[str, float | None]) -> None:

@@ -8,7 +8,7 @@ for a whole window gives its slot back, so churn of replicas does not grow the f
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, nan
 from typing import Final
 
@@ -74,6 +74,24 @@ class History:
         for name in gone:
             self._free.append(self._slots.pop(name))
             del self._last_seen[name]
+
+
+def shape(values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """A trend as its shape, for a line one cell high: 0 is lowest, and what hardly moves is a quiet line, not a wall.
+
+    The height of the smallest value is its share of the largest, lowered the more the less the series moves, so that a
+    change of a tenth can be seen. The figure beside a trend tells how much it is; the trend tells how it went.
+    """
+    known = [value for value in values if value is not None]
+    top = max(known, default=0.0)
+    low = min(known, default=0.0)
+    if top <= 0:
+        return tuple(values)
+    if top - low < 0.02 * top:
+        return tuple(None if value is None else 0.0 for value in values)
+    floor = low - 0.35 * (top - low)
+    floor = max(0.0, floor)
+    return tuple(None if value is None else (value - floor) / (top - floor) for value in values)
 
 
 def _largest(values: Iterable[float | None]) -> float | None:

@@ -19,6 +19,7 @@ from nebula_tui.presenters.cells import (
     short_count,
 )
 from nebula_tui.presenters.fleet import FleetState, add, largest
+from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.states import gpu_span, kv_severity, phase_cell, short_replica, waiting_severity
 from nebula_tui.presenters.text import TextLine, labelled, plain
 
@@ -41,7 +42,7 @@ COLUMNS: Final = (
 BRIEF_COLUMNS: Final = (
     Column("name", "MODEL", 16, min_width=12, flex=True),
     Column("state", "READY", 10, min_width=5),
-    Column("kv", "KV%", 12, min_width=8, align="right"),
+    Column("kv", "KV%", 12, min_width=10, align="right"),
     Column("out", "TOK/S", 6, min_width=5, align="right"),
     Column("ttft", "TTFT95", 7, min_width=6, align="right"),
     Column("itl", "ITL95", 6, align="right", priority=3),
@@ -68,7 +69,7 @@ def rows(fleet: FleetState, now: float, *, wall: float, expand_up_to: int = 60) 
         found.append(
             Row(
                 deployment_row_id(name),
-                _deployment_cells(fleet, name, deployment, replicas),
+                _deployment_cells(name, deployment, replicas),
                 expandable=bool(replicas),
                 expanded=expanded,
                 stale=not fleet.is_live(now),
@@ -107,7 +108,7 @@ def brief_rows(fleet: FleetState, now: float, *, room: int) -> list[Row]:
                     Cell(milliseconds(ttft), order=ttft),
                     Cell(milliseconds(itl), order=itl),
                     Cell(count(waiting), waiting_severity(waiting), order=waiting),
-                    Cell(series=fleet.series.read(f"deployment/{name}/out", 40)),
+                    Cell(series=shape(fleet.series.read(f"deployment/{name}/out", 40))),
                 ),
                 expandable=bool(replicas),
                 expanded=expanded,
@@ -134,7 +135,7 @@ def _brief_replica(fleet: FleetState, replica: ReplicaView, now: float) -> Row:
             Cell(milliseconds(sample.ttft_p95_seconds if sample else None)),
             Cell(milliseconds(sample.itl_p95_seconds if sample else None)),
             Cell(count(waiting), waiting_severity(waiting)),
-            Cell(series=fleet.series.read(f"replica/{replica.id}/out", 40)),
+            Cell(series=shape(fleet.series.read(f"replica/{replica.id}/out", 40))),
         ),
         depth=1,
         stale=is_stale(fleet, replica, now),
@@ -162,9 +163,7 @@ def _natural(replica: ReplicaView) -> tuple[str, int, str]:
     return (head, int(tail), "") if tail.isdecimal() else (replica.id, 0, "")
 
 
-def _deployment_cells(
-    fleet: FleetState, name: str, deployment: DeploymentView | None, replicas: list[ReplicaView]
-) -> tuple[Cell, ...]:
+def _deployment_cells(name: str, deployment: DeploymentView | None, replicas: list[ReplicaView]) -> tuple[Cell, ...]:
     wanted = deployment.replicas_wanted if deployment is not None else len(replicas)
     ready = _ready(deployment, replicas)
     kv, running, waiting, out = _load(replicas)
@@ -310,8 +309,10 @@ def replica_lines(fleet: FleetState, replica: ReplicaView, now: float) -> list[T
             labelled(
                 "cache",
                 (
-                    f"KV {percent(replica.sample.kv_cache_usage)}% of {short_count(tokens)} tokens"
-                    f" · preempted {count(preempted)}",
+                    (
+                        f"KV {percent(replica.sample.kv_cache_usage)}% of {short_count(tokens)} tokens"
+                        f" · preempted {count(preempted)}"
+                    ),
                     Severity.NORMAL,
                 ),
                 width=9,
@@ -343,8 +344,8 @@ def deployment_lines(fleet: FleetState, deployment: DeploymentView) -> list[Text
     lines.append(labelled("version", (f"generation {deployment.generation}{by}", Severity.NORMAL), width=9))
     limits = spec.limits
     policy = (
-        f"{spec.strategy or 'default strategy'} · full at KV {percent(limits.kv_cache_usage)}%,"
-        f" {limits.waiting} waiting, {limits.inflight} in flight"
+        f"{spec.strategy or 'default'} · full at KV {percent(limits.kv_cache_usage)}%,"
+        f" {limits.waiting} waiting, {limits.inflight} open"
     )
     lines.append(labelled("policy", (policy, Severity.NORMAL), width=9))
     if spec.autoscale is not None:
@@ -354,8 +355,8 @@ def deployment_lines(fleet: FleetState, deployment: DeploymentView) -> list[Text
     traffic = deployment.traffic
     if traffic is not None:
         words = (
-            f"{_rate(traffic.requests_per_second)} req/s · shed {_rate(traffic.rejected_per_second)}/s"
-            f" · failed {_rate(traffic.failed_per_second)}/s · {traffic.waiting} wait at proxies"
+            f"{_rate(traffic.requests_per_second)} req/s · shed {_rate(traffic.rejected_per_second)}"
+            f" · failed {_rate(traffic.failed_per_second)} · {traffic.waiting} waiting"
         )
         lines.append(labelled("traffic", (words, Severity.NORMAL), width=9))
     lines.extend(

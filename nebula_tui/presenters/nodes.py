@@ -23,6 +23,7 @@ from nebula_tui.presenters.cells import (
     stale_age,
 )
 from nebula_tui.presenters.fleet import FleetState, add
+from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.states import (
     fill_severity,
     gpu_glyph,
@@ -86,7 +87,9 @@ def _row(fleet: FleetState, node: NodeView, replicas: Sequence[ReplicaView], now
         (
             Cell(node.id),
             Cell(state, severity),
-            Cell.of(*(gpu_glyph(node, gpu) for gpu in node.gpus)) if node.gpus else Cell("no GPU", Severity.DIM),
+            Cell.strip("".join(gpu_glyph(node, gpu)[0] for gpu in node.gpus))
+            if node.gpus
+            else Cell("no GPU", Severity.DIM),
             Cell.gauge(util),
             Cell.gauge(vram),
             Cell(percent(kv), kv_severity(kv)),
@@ -95,7 +98,7 @@ def _row(fleet: FleetState, node: NodeView, replicas: Sequence[ReplicaView], now
             Cell(run, order=running),
             Cell(short_count(out), order=out),
             stale_age(fleet.node_age(node, now), _STALE_AFTER),
-            Cell(series=fleet.series.read(f"node/{node.id}/util", 12)),
+            Cell(series=shape(fleet.series.read(f"node/{node.id}/util", 24))),
         ),
         stale=not live or node.state == "lost",
     )
@@ -240,20 +243,21 @@ def _gpu_line(fleet: FleetState, node: NodeView, gpu: GpuView, width: int) -> li
         return _filled([*body, (f"  {owner}", Severity.DIM)], width)
     if sample.fault:
         return _filled([(name, Severity.DIM), (f"▲ {sample.fault}", Severity.CRIT)], width)
+    roomy = width >= 70
     util, celsius = sample.utilization_ratio, sample.temperature_celsius
     body = [
         (name, Severity.DIM),
-        (meter(util, 10), Severity.NORMAL),
+        (meter(util, 10), Severity.INFO),
         (f" {percent(util):>3}%", Severity.NORMAL),
-        (f" {gib(sample.memory_used_bytes):>4}/{gib(_capacity(gpu))}G", Severity.NORMAL),
+        (f" {gib(sample.memory_used_bytes):>4}{f'/{gib(_capacity(gpu))}' if roomy else ''}G", Severity.NORMAL),
         (f" {count(celsius):>3}°", temperature_severity(celsius)),
-        (f" {count(sample.power_watts):>4}W ", Severity.NORMAL),
+        (f" {count(sample.power_watts):>4}W " if roomy else " ", Severity.NORMAL),
     ]
     taken = sum(len(text) for text, _ in body)
     room = width - taken - 1
-    owner_width = min(len(owner), max(8, room - 10))
-    history = max(0, min(room - owner_width - 1, 30))
-    drawn = sparkline(fleet.gpus.read(gpu.id, history), history, 1.0) if history >= 6 else ""
+    owner_width = min(len(owner), max(8, room))
+    history = max(0, min(room - max(owner_width, 14) - 1, 60))
+    drawn = sparkline(shape(fleet.gpus.read(gpu.id, history)), history, 1.0) if history >= 6 else ""
     severity = Severity.ACCENT if gpu.replica else Severity.DIM
     return _filled([*body, (drawn, Severity.INFO), (f" {owner[:owner_width]}", severity)], width)
 
@@ -337,8 +341,10 @@ def whole_lines(fleet: FleetState, node: NodeView, width: int, now: float) -> li
             labelled(
                 "",
                 (
-                    f"pid {process.pid} {process.name or UNKNOWN} {gib(process.memory_used_bytes, digits=1)} GiB"
-                    f" {short_replica(process.replica) if process.replica else 'not ours'}",
+                    (
+                        f"pid {process.pid} {process.name or UNKNOWN} {gib(process.memory_used_bytes, digits=1)} GiB"
+                        f" {short_replica(process.replica) if process.replica else 'not ours'}"
+                    ),
                     Severity.DIM if process.replica else Severity.WARN,
                 ),
             )

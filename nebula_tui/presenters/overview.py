@@ -1,5 +1,6 @@
 """The overview: is it healthy, and what needs me. Meters of the fleet, sums of the traffic, heat of the GPUs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from nebula_tui.presenters.cells import (
     sparkline,
 )
 from nebula_tui.presenters.fleet import FleetState, add
+from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.states import gpu_glyph, kv_severity, short_replica, temperature_severity
 from nebula_tui.presenters.text import Span, TextLine, plural
 
@@ -121,7 +123,9 @@ def fleet_title(sums: Totals) -> str:
     return f"{plural(sums.nodes, 'node')} · {plural(sums.gpus, 'GPU')}"
 
 
-def fleet_meters(sums: Totals) -> list[MeterLine]:
+def fleet_meters(sums: Totals, history: Sequence[float | None] = ()) -> list[MeterLine]:
+    """`history` is that of the power."""
+
     def share(part: int) -> float | None:
         return part / sums.nodes if sums.nodes else None
 
@@ -151,7 +155,7 @@ def fleet_meters(sums: Totals) -> list[MeterLine]:
         MeterLine("util", "GPU util", sums.util, _percent(sums.util)),
         MeterLine("vram", "VRAM", sums.vram, _percent(sums.vram)),
         MeterLine("kv", "KV max", sums.kv, _percent(sums.kv), kv_severity(sums.kv)),
-        MeterLine("power", "power", None, watts(sums.watts)),
+        MeterLine("power", "power", None, watts(sums.watts), series=shape(history)),
     ]
 
 
@@ -209,7 +213,7 @@ def traffic_lines(fleet: FleetState) -> list[TextLine]:
         ),
         (
             (f"peak {short_count(peak)}/s", Severity.NORMAL),
-            (f"  reqs {UNKNOWN if requests is None else f'{requests:.1f}'}/s", Severity.NORMAL),
+            (f"  {short_count(requests)} req/s", Severity.NORMAL),
             (f"  in flight {count(in_flight)}", Severity.NORMAL),
         ),
     ]
@@ -225,21 +229,25 @@ _LATENCIES: Final = (
 
 
 def latency_meters(fleet: FleetState) -> list[MeterLine]:
-    """Quantiles of the worst model, with their history; how many requests wait at the proxies."""
+    """Quantiles of the worst model, what waits at the proxies and runs in the engines; each with its history."""
     lines = [
-        MeterLine(key, label, None, milliseconds(_latest(fleet, key)), series=fleet.series.read(key, 40))
+        MeterLine(key, label, None, milliseconds(_latest(fleet, key)), series=shape(fleet.series.read(key, 40)))
         for key, label in _LATENCIES
     ]
     waiting = _latest(fleet, "waiting")
     severity = Severity.WARN if waiting else Severity.NORMAL
     lines.append(
-        MeterLine("waiting", "waiting", None, count(waiting), severity, series=fleet.series.read("waiting", 40))
+        MeterLine("waiting", "waiting", None, count(waiting), severity, series=shape(fleet.series.read("waiting", 40)))
     )
+    for key, label, unit in (("running", "running", ""), ("requests", "requests", "/s")):
+        value = _latest(fleet, key)
+        shown = UNKNOWN if value is None else f"{short_count(value)}{unit}"
+        lines.append(MeterLine(key, label, None, shown, series=shape(fleet.series.read(key, 40))))
     return lines
 
 
 def refusals(fleet: FleetState) -> TextLine:
-    """`429 0.4/s  failed 0.0/s  retry 0.1/s`."""
+    """`● shed 0.4 fail 0.0 ● retry 0.1 /s`."""
     rejected: float | None = None
     failed: float | None = None
     retried: float | None = None
@@ -251,14 +259,14 @@ def refusals(fleet: FleetState) -> TextLine:
     spans: list[Span] = []
     for label, value, severity in (
         ("shed", rejected, Severity.WARN),
-        ("failed", failed, Severity.CRIT),
-        ("retried", retried, Severity.WARN),
+        ("fail", failed, Severity.CRIT),
+        ("retry", retried, Severity.WARN),
     ):
         shown = UNKNOWN if value is None else f"{value:.1f}"
         trouble = value is not None and value >= 0.05
         glyph = f"{severity.glyph} " if trouble else ""
-        spans.append((f"{glyph}{label} {shown}/s  ", severity if trouble else Severity.NORMAL))
-    return tuple(spans)
+        spans.append((f"{glyph}{label} {shown} ", severity if trouble else Severity.NORMAL))
+    return (*spans, ("/s", Severity.DIM))
 
 
 def _latest(fleet: FleetState, name: str) -> float | None:
@@ -288,10 +296,9 @@ def _glyphs(node: NodeView) -> str:
 
 def gpu_rows(fleet: FleetState, now: float) -> list[Row]:
     """Every GPU of a small fleet, one per line."""
-    found = []
+    found: list[Row] = []
     for node in sorted(fleet.nodes.values(), key=lambda node: node.id):
-        for gpu in sorted(node.gpus, key=lambda gpu: gpu.index):
-            found.append(_gpu_row(fleet, node, gpu, now))
+        found.extend(_gpu_row(fleet, node, gpu, now) for gpu in sorted(node.gpus, key=lambda gpu: gpu.index))
         if not node.gpus:
             cells = (Cell(node.id), Cell("no GPU", Severity.DIM))
             found.append(Row(f"{node.id}/", cells, stale=node.state == "lost"))
@@ -316,7 +323,7 @@ def _gpu_row(fleet: FleetState, node: NodeView, gpu: GpuView, now: float) -> Row
             Cell(count(celsius), temperature_severity(celsius), order=celsius),
             Cell(count(sample.power_watts if sample is not None else None)),
             Cell(owner, Severity.ACCENT if gpu.replica else Severity.DIM),
-            Cell(series=fleet.gpus.read(gpu.id, 24)),
+            Cell(series=shape(fleet.gpus.read(gpu.id, 24))),
         ),
         stale=not fleet.is_live(now) or node.state != "ready",
     )

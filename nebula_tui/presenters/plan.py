@@ -4,6 +4,7 @@ The plan is what the planner would do, computed by the planner itself (`?dry_run
 """
 
 import shlex
+import textwrap
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,8 +41,10 @@ class Action:
 
 #: More replicas than this going at once asks for the name.
 BLAST_RADIUS: Final = 1
+#: Cells of a line in the dialog.
+WIDTH: Final = 56
 _LABEL: Final = 8
-_MOST_LINES: Final = 8
+_MOST_LINES: Final = 12
 
 _VERBS: Final = {Wanted.RUN: "start", Wanted.DRAIN: "drain", Wanted.STOP: "stop"}
 
@@ -78,14 +81,14 @@ def plan_lines(fleet: FleetState, plan: PlanView) -> list[TextLine]:
     lines.extend(_changes(fleet, plan))
     for blocked in plan.plan.unplaceable:
         lines.append(_line("blocked", f"▲ {blocked.count} × {blocked.deployment}: {blocked.reason}", Severity.CRIT))
-        for verdict in [verdict for verdict in blocked.verdicts if not verdict.fits][:3]:
-            lines.append(_line("", f"{verdict.node}: {verdict.reason}", Severity.DIM))
+        unfit = [verdict for verdict in blocked.verdicts if not verdict.fits]
+        lines.extend(_line("", f"{verdict.node}: {verdict.reason}", Severity.DIM) for verdict in unfit[:3])
     if not lines:
         lines.append(_line("plan", plan.summary or "nothing to do", Severity.NORMAL))
     lines.append(BLANK)
     lines.append(_effect(plan))
     if plan.last_ready:
-        lines.append(_line("risk", "● the last ready replica goes: the model stops answering", Severity.WARN))
+        lines.append(_line("risk", "● the last ready replica goes: nothing answers then", Severity.WARN))
     return lines
 
 
@@ -113,15 +116,15 @@ def _changes(fleet: FleetState, plan: PlanView) -> list[TextLine]:
                 width=_LABEL,
             )
         )
-        if change.reason:
-            lines.append(_line("", change.reason, Severity.DIM))
+        lines.extend(_reason(change.reason))
     for entry in plan.plan.entries:
         if entry.bucket in (Bucket.KEEP, Bucket.STOPPING) or (entry.replica or "") in seen:
             continue
         name = short_replica(entry.replica) if entry.replica else entry.deployment
         where = f" on {entry.node}" if entry.node else ""
         severity = Severity.WARN if entry.bucket is not Bucket.MISSING else Severity.NORMAL
-        lines.append(_line(entry.bucket.value, f"{name}{where}: {entry.reason}", severity))
+        lines.append(_line(entry.bucket.value, f"{name}{where}", severity))
+        lines.extend(_reason(entry.reason))
     if len(lines) > _MOST_LINES:
         left = len(lines) - _MOST_LINES + 1
         lines = [*lines[: _MOST_LINES - 1], _line("", f"… and {left} more", Severity.DIM)]
@@ -137,6 +140,12 @@ def _effect(plan: PlanView) -> TextLine:
         words.append("ready: unknown, never loaded before")
     severity = Severity.WARN if plan.inflight_affected else Severity.NORMAL
     return _line("effect", " · ".join(words), severity)
+
+
+def _reason(text: str) -> list[TextLine]:
+    """In as many lines as it takes, three at most: a reason that is cut is none."""
+    lines = textwrap.wrap(text, WIDTH - _LABEL, max_lines=3, placeholder=" …")
+    return [_line("", line, Severity.DIM) for line in lines]
 
 
 def _line(label: str, text: str, severity: Severity) -> TextLine:

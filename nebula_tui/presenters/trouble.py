@@ -18,7 +18,7 @@ from nebula_tui.presenters.text import plural
 SKEW_SECONDS: Final = 1.0
 
 COLUMNS: Final = (
-    Column("object", "OBJECT", 22, min_width=14),
+    Column("object", "OBJECT", 19, min_width=14),
     Column("what", "WHAT", 30, min_width=12, flex=True),
     Column("key", "KEY", 9, priority=1),
 )

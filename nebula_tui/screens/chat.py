@@ -26,7 +26,7 @@ from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.chat import Pane, Progress
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.presenters.text import TextLine, plain
-from nebula_tui.screens.parts import GrowingText, Lines
+from nebula_tui.screens.parts import GrowingText, Lines, wrap_words
 from nebula_tui.screens.pick import PickDialog
 from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import KeyHint, Panel
@@ -34,6 +34,8 @@ from nebula_tui.widgets import KeyHint, Panel
 SHOW_SECONDS = 0.1
 MOST_PANES = 3
 MAX_TOKENS = 512
+#: Of a long question only so many lines are repeated above its answer.
+_ASKED_LINES = 6
 
 
 class Prompt(TextArea):
@@ -78,7 +80,7 @@ class Prompt(TextArea):
             event.prevent_default()
             self.post_message(self.Recalled(-1 if event.key == "up" else 1))
 
-    def _on_paste(self, event: events.Paste) -> None:
+    async def _on_paste(self, event: events.Paste) -> None:
         event.text = clean_text(event.text)
 
 
@@ -86,10 +88,15 @@ class ChatPane(Panel):
     """One answer beside others: what was said so far, the stream, and its figures."""
 
     DEFAULT_CSS = """
-    ChatPane .scroll { height: 1fr; scrollbar-size-vertical: 1; background: transparent; }
+    ChatPane .scroll {
+        height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-background: $background;
+        scrollbar-background-hover: $background; scrollbar-color: $foreground 25%;
+    }
     ChatPane .foot { height: 2; }
     ChatPane Markdown { margin: 0; padding: 0; background: transparent; }
-    ChatPane .asked { height: auto; }
+    ChatPane .asked { height: auto; margin-bottom: 1; }
+    ChatPane MarkdownH1, ChatPane MarkdownH2 { margin: 0 0 1 0; padding: 0; content-align: left middle; }
+    ChatPane MarkdownFence { margin: 0 0 1 0; }
     """
 
     def __init__(self, host: Host, target: str | None, model: str) -> None:
@@ -105,6 +112,7 @@ class ChatPane(Panel):
         self._first_ttft: float | None = None
         self._show_due = False
         self._worker: Worker[None] | None = None
+        self._composed = False
 
     def compose(self) -> ComposeResult:
         yield VerticalScroll(classes="scroll", can_focus=True)
@@ -119,6 +127,7 @@ class ChatPane(Panel):
         return short_replica(self.target, self.model) if self.target else "proxy"
 
     def on_mount(self) -> None:
+        self._composed = True
         self.refresh_state()
 
     # --------------------------------------------------------------------------------------------------- one answer
@@ -140,11 +149,20 @@ class ChatPane(Panel):
     async def _answer(self, door: Chat) -> None:
         scroll = self.scroll
         asked = Lines(classes="asked")
-        asked.styles.height = min(4, self.turns[-1].text.count("\n") + 1)
-        asked.set_lines([plain(f"> {line}", Severity.ACCENT) for line in self.turns[-1].text.splitlines()[:4]])
+        wrapped = [
+            line
+            for paragraph in self.turns[-1].text.splitlines()
+            for line in wrap_words(paragraph, max(10, scroll.size.width - 3))
+        ]
+        asked.set_height(
+            [
+                plain(f"{'  ' if place else '> '}{line}", Severity.ACCENT)
+                for place, line in enumerate(wrapped[:_ASKED_LINES])
+            ]
+        )
         grown = GrowingText()
         await scroll.mount(asked, grown)
-        scroll.anchor()
+        self._to_end()
         self.refresh_state()
         try:
             async for event in door.stream(
@@ -180,6 +198,7 @@ class ChatPane(Panel):
 
     async def _finish(self, grown: GrowingText) -> None:
         scroll = self.scroll
+        at_end = scroll.scroll_y >= scroll.max_scroll_y - 1
         if self.state.text:
             # Foreign text: links must not open a browser by a stray click.
             await scroll.mount(Markdown(self.state.text, open_links=False), before=grown)
@@ -192,6 +211,8 @@ class ChatPane(Panel):
             failed.styles.height = len(told)
             failed.set_lines(told)
             await scroll.mount(failed)
+        if at_end:
+            self._to_end()
         self.refresh_state()
         self.post_message(HintsChanged())
 
@@ -212,17 +233,27 @@ class ChatPane(Panel):
             self.state = self.state.grown(self._waiting_text, self._waiting_pieces, self._first_ttft, self.host.now())
             self._waiting_text, self._waiting_pieces = "", 0
         if grown.is_attached:
+            # Who has scrolled up to read stays there.
+            at_end = self.scroll.scroll_y >= self.scroll.max_scroll_y - 1
             grown.set_text(self.state.text, cursor=self.state.busy)
+            if at_end:
+                self._to_end()
         self.refresh_state()
+
+    def _to_end(self) -> None:
+        # Not `anchor`: it puts an answer shorter than the pane at the bottom of it.
+        self.call_after_refresh(self.scroll.scroll_end, animate=False)
 
     # -------------------------------------------------------------------------------------------------------- shown
 
     def refresh_state(self) -> None:
-        self.set_title(chat.pane_title(self.host.fleet, self.target or self.model, self.state))
+        if not self._composed or not self.is_attached:
+            return
+        self.set_title(chat.pane_title(self.host.fleet, self.model, self.target, self.state))
         self.set_note(*chat.pane_note(self.state, self.host.now()))
         foot = self.query_one(".foot", Lines)
         bar = chat.rate_bar(self.state, foot.size.width)
-        foot.set_lines([plain(bar, Severity.INFO), plain(chat.figures(self.state))])
+        foot.set_lines([plain(bar, Severity.INFO), plain(chat.figures(self.state, foot.size.width))])
 
     async def clear(self) -> None:
         self.stop()
@@ -238,7 +269,7 @@ class ChatView(View):
     ChatView #ch-session { height: 1; }
     ChatView #ch-panes { height: 1fr; }
     ChatView #ch-verdict { height: 1; }
-    ChatView #ch-prompt { height: 7; }
+    ChatView #ch-prompt { height: 6; }
     ChatView.-compact #ch-prompt { height: 5; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -260,7 +291,12 @@ class ChatView(View):
         yield Lines(id="ch-verdict")
         with Panel(id="ch-prompt", title="prompt", note="⏎ send  ^G replicas  ^N new  ↑ earlier  esc leave"):
             yield Prompt(
-                id="ch-text", compact=True, highlight_cursor_line=False, soft_wrap=True, show_line_numbers=False
+                id="ch-text",
+                placeholder="Ask something. The answer shows time to first token, tokens/s, and who gave it.",
+                compact=True,
+                highlight_cursor_line=False,
+                soft_wrap=True,
+                show_line_numbers=False,
             )
 
     @property

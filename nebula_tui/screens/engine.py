@@ -18,7 +18,7 @@ from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.presenters.text import plain
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import View
+from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import BrailleChart, FleetTable, KeyHint, MeterRow, Panel
 
 
@@ -28,15 +28,14 @@ class EngineView(View):
     DEFAULT_CSS = """
     EngineView #en-head { height: 1; }
     EngineView #en-charts { height: 1fr; }
-    EngineView #en-meters { height: 11; }
-    EngineView #en-words { height: 11; }
+    EngineView #en-bottom { height: 13; }
     EngineView.-compact #en-tokens { display: none; }
     EngineView.-compact #en-words { display: none; }
-    EngineView.-compact #en-meters { height: 9; }
+    EngineView.-compact #en-bottom { height: 9; }
     """
 
-    def __init__(self, host: "object") -> None:
-        super().__init__(host)  # type: ignore[arg-type]
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._replica: str | None = None
 
     def compose(self) -> ComposeResult:
@@ -50,10 +49,11 @@ class EngineView(View):
             with Panel(id="en-tokens", title="tokens/s"):
                 yield BrailleChart(id="en-in", minimum_top=1.0, caption="in")
                 yield BrailleChart(id="en-out", minimum_top=1.0, caption="out")
-        with Panel(id="en-meters", title="latency and GPUs · 4 min"):
-            yield Vertical(id="en-rows")
-        with Panel(id="en-words", title="replica"):
-            yield Lines(id="en-lines")
+        with Horizontal(id="en-bottom"):
+            with Panel(id="en-meters", title="latency, cache, GPUs"):
+                yield Vertical(id="en-rows")
+            with Panel(id="en-words", title="replica"):
+                yield Lines(id="en-lines")
 
     @property
     def replica(self) -> ReplicaView | None:
@@ -187,7 +187,9 @@ class RequestsView(View):
         self.table.set_rows(engine.inflight_rows(fleet, now))
         self.query_one("#rq-proxy-table", FleetTable).set_rows(engine.proxy_rows(fleet, now))
         self.query_one("#rq-list", Panel).set_note(self.table.view_note)
-        note = " Counts of open requests, by replica. Single requests are not recorded yet; `nebula logs` shows each engine's own lines."
+        note = (
+            " Counts of open requests, by replica. Single requests are not recorded yet; see each engine's log with l."
+        )
         self.query_one("#rq-note", Lines).set_lines([plain(note, Severity.DIM)])
 
     @property

@@ -11,7 +11,7 @@ from nebula_tui.messages import Open, Selection, selection_of
 from nebula_tui.presenters import events
 from nebula_tui.presenters.text import plural
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import View
+from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import FleetTable, KeyHint, Panel
 
 
@@ -22,8 +22,8 @@ class EventsView(View):
     EventsView #ev-detail { height: 7; }
     """
 
-    def __init__(self, host: "object") -> None:
-        super().__init__(host)  # type: ignore[arg-type]
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._following = True
         self._faults_only = False
         self._shown: Sequence[Event] = ()

@@ -21,12 +21,13 @@ from nebula_tui.presenters import logs
 from nebula_tui.presenters.loglines import LogEntry, LogFilter, entries_of, gap_entry, make_entry
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import View
+from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import BrailleChart, KeyHint, LogRing, Panel
 
 #: Lines of the past asked for when a source is opened.
 TAIL = 500
 _MOST_SOURCES = 16
+_RECENT_SECONDS = 10.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -45,8 +46,8 @@ class LogsView(View):
         Binding("ctrl+s", "save", "save", show=False, id="logs.save"),
     ]
 
-    def __init__(self, host: "object") -> None:
-        super().__init__(host)  # type: ignore[arg-type]
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self.sources: tuple[str, ...] = ()
         self._workers: dict[str, Worker[None]] = {}
         self._broken: set[str] = set()
@@ -130,7 +131,9 @@ class LogsView(View):
 
     def _add(self, entries: Sequence[LogEntry]) -> None:
         self._merger.add(entries, self.host.now())
-        self._rates.count(entries)
+        # What was written before we looked is no rate of now.
+        recent = self.host.wall() - _RECENT_SECONDS
+        self._rates.count(entry for entry in entries if entry.at >= recent)
         if not self._flush_due:
             self._flush_due = True
             self.set_timer(self._merger.hold_seconds / 2, self.flush)

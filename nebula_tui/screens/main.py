@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher
 
@@ -18,6 +19,7 @@ from nebula_tui.messages import ActOn, Ask, HintsChanged, Jump, Open, Selection,
 from nebula_tui.presenters import chrome, command, trouble
 from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.plan import Action
+from nebula_tui.presenters.text import plain
 from nebula_tui.screens.chat import ChatView
 from nebula_tui.screens.engine import EngineView, RequestsView
 from nebula_tui.screens.events import EventsView
@@ -26,7 +28,7 @@ from nebula_tui.screens.logs import LogsView
 from nebula_tui.screens.models import ModelsView
 from nebula_tui.screens.nodes import NodesView
 from nebula_tui.screens.overview import OverviewView
-from nebula_tui.screens.parts import Banner, CommandLine
+from nebula_tui.screens.parts import Banner, CommandLine, Lines
 from nebula_tui.screens.plan_dialog import PlanDialog, told_of
 from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import HeaderBar, HeaderState, KeyBar, Tab
@@ -51,6 +53,9 @@ class MainScreen(Screen[None]):
     DEFAULT_CSS = """
     MainScreen { background: $background; }
     MainScreen ContentSwitcher { height: 1fr; width: 1fr; }
+    MainScreen #command-row { height: auto; background: $surface; }
+    MainScreen #command-mode { width: 2; height: 1; display: none; }
+    MainScreen #command-row.-shown #command-mode { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
@@ -102,7 +107,9 @@ class MainScreen(Screen[None]):
         yield Banner(id="banner")
         with ContentSwitcher(initial="overview"):
             yield OverviewView(self.host)
-        yield CommandLine(id="command")
+        with Horizontal(id="command-row"):
+            yield Lines(id="command-mode")
+            yield CommandLine(id="command")
         yield KeyBar()
 
     def on_mount(self) -> None:
@@ -367,20 +374,26 @@ class MainScreen(Screen[None]):
 
     # ----------------------------------------------------------------------------------------------- the command line
 
+    def _ask_line(self, mode: str, text: str = "") -> None:
+        self.query_one("#command-row").add_class("-shown")
+        self.query_one("#command-mode", Lines).set_lines([plain(f" {mode}", Severity.ACCENT)])
+        self.query_one(CommandLine).ask(mode, text)
+
     def action_command(self) -> None:
-        self.query_one(CommandLine).ask(":")
+        self._ask_line(":")
 
     def action_filter(self) -> None:
         if self.view.can_filter():
-            self.query_one(CommandLine).ask("/", self.view.filter_text)
+            self._ask_line("/", self.view.filter_text)
         else:
             self.tell("nothing to filter here; tables on 2, 3, 5, 6 and 8 are")
 
     def on_ask(self, event: Ask) -> None:
-        self.query_one(CommandLine).ask(event.mode)
+        self._ask_line(event.mode)
 
     def _close_line(self) -> None:
         self.query_one(CommandLine).close()
+        self.query_one("#command-row").remove_class("-shown")
         focus = self.view.first_focus()
         if focus is not None:
             focus.focus()

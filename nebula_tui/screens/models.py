@@ -10,8 +10,9 @@ from nebula_tui.messages import HintsChanged, Jump, Selection, selection_of
 from nebula_tui.presenters import models
 from nebula_tui.presenters.cells import Severity, percent, short_count
 from nebula_tui.presenters.states import short_replica
+from nebula_tui.presenters.text import plural
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import View
+from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import BrailleChart, FleetTable, KeyHint, Panel
 
 
@@ -26,8 +27,8 @@ class ModelsView(View):
     ModelsView #md-out { height: 1fr; margin-top: 1; }
     """
 
-    def __init__(self, host: "object") -> None:
-        super().__init__(host)  # type: ignore[arg-type]
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._faults_only = False
 
     def compose(self) -> ComposeResult:
@@ -59,7 +60,10 @@ class ModelsView(View):
 
     def _titles(self) -> None:
         fleet = self.fleet
-        note = self.table.view_note or f"{len(fleet.deployments)} models · {len(fleet.replicas)} replicas"
+        note = (
+            self.table.view_note
+            or f"{plural(len(fleet.deployments), 'model')} · {plural(len(fleet.replicas), 'replica')}"
+        )
         self.query_one("#md-list", Panel).set_note(f"faults only · {note}" if self._faults_only else note)
 
     def _detail(self) -> None:

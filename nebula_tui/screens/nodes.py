@@ -11,7 +11,7 @@ from nebula_tui.presenters import nodes
 from nebula_tui.presenters.cells import LazyRows, Severity
 from nebula_tui.presenters.states import node_state
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import View
+from nebula_tui.screens.view import Host, View
 from nebula_tui.widgets import FleetTable, KeyHint, Panel
 
 
@@ -25,8 +25,8 @@ class NodesView(View):
     NodesView.-whole #nd-detail { height: 1fr; }
     """
 
-    def __init__(self, host: "object") -> None:
-        super().__init__(host)  # type: ignore[arg-type]
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._faults_only = False
 
     def compose(self) -> ComposeResult:

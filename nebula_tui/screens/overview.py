@@ -35,16 +35,16 @@ class OverviewView(View):
     OverviewView #ov-latency { width: 40fr; }
     OverviewView #ov-ttft { width: 40fr; display: none; }
     OverviewView #ov-middle { height: 1fr; }
-    OverviewView #ov-heat { width: 70fr; }
-    OverviewView #ov-gpus { width: 70fr; display: none; padding: 0; }
+    OverviewView #ov-heat { width: 64fr; }
+    OverviewView #ov-gpus { width: 64fr; display: none; padding: 0; }
     OverviewView.-listed #ov-heat { display: none; }
     OverviewView.-listed #ov-gpus { display: block; }
-    OverviewView #ov-models { width: 50fr; padding: 0; }
+    OverviewView #ov-models { width: 56fr; padding: 0; }
     OverviewView.-listed #ov-gpus { width: 60fr; }
     OverviewView.-listed #ov-models { width: 60fr; }
     OverviewView #ov-bottom { height: 10; }
-    OverviewView #ov-trouble { width: 70fr; padding: 0; }
-    OverviewView #ov-events { width: 50fr; padding: 0; }
+    OverviewView #ov-trouble { width: 64fr; padding: 0; }
+    OverviewView #ov-events { width: 56fr; padding: 0; }
     OverviewView #ov-traffic { height: 2; }
     OverviewView #ov-refused { height: 1; }
     OverviewView.-compact #ov-strip { display: block; }
@@ -73,7 +73,7 @@ class OverviewView(View):
                 yield BrailleChart(id="ov-ttft-chart", minimum_top=0.1)
         with Horizontal(id="ov-middle"):
             with Panel(id="ov-heat", title="gpu heat, 1 cell = 1 GPU", note="metric util"):
-                yield HeatGrid(id="ov-grid")
+                yield HeatGrid(id="ov-grid", legend="· idle ░▒▓█ 25-100%  ▲ fault  ~ stale  ‖ drain  ⊘ cordon")
             with Panel(id="ov-gpus", title="gpus"):
                 yield FleetTable(overview.GPU_COLUMNS, id="ov-gpu-table", empty_text="No GPU has reported yet.")
             with Panel(id="ov-models", title="models"):
@@ -82,9 +82,13 @@ class OverviewView(View):
                 )
         with Horizontal(id="ov-bottom"):
             with Panel(id="ov-trouble", title="needs attention"):
-                yield FleetTable(trouble.COLUMNS, id="ov-trouble-table", empty_text="Nothing needs attention.")
+                yield FleetTable(
+                    trouble.COLUMNS, id="ov-trouble-table", empty_text="Nothing needs attention.", show_header=False
+                )
             with Panel(id="ov-events", title="live events"):
-                yield FleetTable(events_of.BRIEF_COLUMNS, id="ov-event-table", empty_text="No event yet.")
+                yield FleetTable(
+                    events_of.BRIEF_COLUMNS, id="ov-event-table", empty_text="No event yet.", show_header=False
+                )
 
     def first_focus(self) -> Widget | None:
         return self.query_one("#ov-model-table", FleetTable)
@@ -98,7 +102,9 @@ class OverviewView(View):
         self.set_class(listed, "-listed")
         self.query_one("#ov-strip", Lines).set_lines([overview.strip_line(fleet, sums)], stale=stale)
         self.query_one("#ov-fleet", Panel).set_title(f"fleet · {overview.fleet_title(sums)}")
-        self._meters(self.query_one("#ov-fleet", Panel), overview.fleet_meters(sums), stale=stale)
+        self._meters(
+            self.query_one("#ov-fleet", Panel), overview.fleet_meters(sums, fleet.series.read("power", 40)), stale=stale
+        )
         self.query_one("#ov-tokens", Panel).set_note(overview.out_note(fleet))
         self.query_one("#ov-out", BrailleChart).set_values(fleet.series.read("out"), stale=stale)
         self.query_one("#ov-traffic", Lines).set_lines(overview.traffic_lines(fleet), stale=stale)
@@ -141,8 +147,7 @@ class OverviewView(View):
             found = parent.query(f"#ov-meter-{line.key}")
             row = found.first(MeterRow) if found else None
             if row is None:
-                width = 10 if line.key in ("ttft50", "ttft95", "ttft99", "itl95", "e2e95", "waiting") else 10
-                row = MeterRow(line.label, label_width=width, value_width=9, id=f"ov-meter-{line.key}")
+                row = MeterRow(line.label, label_width=10, value_width=9, id=f"ov-meter-{line.key}")
                 parent.mount(row)
             row.set(line.fraction, line.value, line.severity, series=line.series, stale=stale)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
@@ -10,9 +10,7 @@ from textual.content import Content
 from nebula_core.security.text import clean_text
 from nebula_tui.presenters.chrome import SCREENS
 from nebula_tui.presenters.plan import Action
-
-if TYPE_CHECKING:
-    from nebula_tui.screens.main import MainScreen
+from nebula_tui.screens.main import MainScreen
 
 _MOST_HITS: Final = 50
 
@@ -21,8 +19,6 @@ class NebulaCommands(Provider):
     """What can be done from the palette, as (title, help, `:` command)."""
 
     def _entries(self) -> Iterator[tuple[str, str, str]]:
-        from nebula_tui.screens.main import MainScreen
-
         screen = self.app.screen_stack[0] if self.app.screen_stack else None
         if not isinstance(screen, MainScreen):
             return
@@ -50,8 +46,6 @@ class NebulaCommands(Provider):
         yield "Quit", "leave nebula", "q"
 
     def _run(self, command: str) -> None:
-        from nebula_tui.screens.main import MainScreen
-
         for screen in self.app.screen_stack:
             if isinstance(screen, MainScreen):
                 screen.run_command(command.removeprefix("nebula "))

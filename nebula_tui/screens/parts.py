@@ -11,7 +11,6 @@ from textual.message import Message
 from textual.widgets import Input
 
 from nebula_core.security.text import clean_text
-from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.text import TextLine
 from nebula_tui.widgets.painted import Line, Painted, fit
 
@@ -162,10 +161,12 @@ def wrap_words(text: str, width: int) -> list[str]:
             lines.append(current.rstrip())
             current, used = "", 0
         if size > width:
-            *full, word = chop_cells(word, width)
+            *full, rest = chop_cells(word, width)
             lines.extend(full)
-        current += word
-        used += cell_len(word)
+        else:
+            rest = word
+        current += rest
+        used += cell_len(rest)
     lines.append(current.rstrip() if lines else current)
     return lines
 
@@ -186,7 +187,7 @@ class CommandLine(Input):
     """The line for `:` commands and `/` filters; hidden until asked for."""
 
     DEFAULT_CSS = """
-    CommandLine { display: none; height: 1; border: none; padding: 0 1; dock: bottom; background: $surface; }
+    CommandLine { display: none; height: 1; border: none; padding: 0 1; background: $surface; }
     CommandLine:focus { border: none; }
     CommandLine.-shown { display: block; }
     """

@@ -7,11 +7,10 @@ from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
 from nebula_tui.presenters import models
-from nebula_tui.presenters.cells import Column
+from nebula_tui.presenters.cells import Column, Severity
+from nebula_tui.presenters.text import plain
 from nebula_tui.screens.parts import Lines
 from nebula_tui.screens.view import Host
-from nebula_tui.presenters.cells import Severity
-from nebula_tui.presenters.text import plain
 from nebula_tui.widgets import FleetTable, Panel
 
 Choice = tuple[str, tuple[str, ...]]

@@ -5,6 +5,7 @@ the plan says that much would go (the last ready replica, or more than one), the
 the server is always what the plan on the screen was computed for: ⏎ does nothing while a newer plan is on its way.
 """
 
+import asyncio
 from typing import ClassVar
 
 from textual import events
@@ -33,10 +34,11 @@ class PlanDialog(ModalScreen[PlanView | None]):
     DEFAULT_CSS = """
     PlanDialog { align: left bottom; background: $background 25%; }
     PlanDialog Panel {
-        width: 64; max-width: 100%; height: auto; min-height: 14; max-height: 100%;
+        width: 60; max-width: 100%; height: auto; min-height: 14; max-height: 100%;
         background: $surface; margin-bottom: 1;
     }
-    PlanDialog Lines { height: auto; min-height: 12; }
+    PlanDialog Lines { height: auto; min-height: 4; }
+    PlanDialog.-compact Panel { min-height: 8; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "leave", show=False),
@@ -65,6 +67,9 @@ class PlanDialog(ModalScreen[PlanView | None]):
             yield Lines(id="plan-lines")
 
     def on_mount(self) -> None:
+        self.set_class(self.app.size.height < 34, "-compact")
+        # Nothing inside takes the focus, but the dialog as a whole has it.
+        self.query_one("#plan", Panel).add_class("-focused")
         self._ask(0.0)
 
     # --------------------------------------------------------------------------------------------------- the server
@@ -77,10 +82,8 @@ class PlanDialog(ModalScreen[PlanView | None]):
         self.run_worker(self._plan(after), group="plan", exclusive=True, exit_on_error=False)
 
     async def _plan(self, after: float) -> None:
-        from asyncio import sleep
-
         if after:
-            await sleep(after)
+            await asyncio.sleep(after)
         try:
             self.plan = await self._call(self.action, dry_run=True)
         except NebulaError as error:

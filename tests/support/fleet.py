@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from nebula_core.errors import NebulaError
@@ -55,7 +55,7 @@ def gpu(node: str, index: int, *, util: float | None = 0.7, replica: str | None 
         memory_total_bytes=total,
         temperature_celsius=None if util is None else 42.0 + round(32 * util),
         power_watts=None if util is None else 90.0 + round(600 * util),
-        fault=more.pop("fault", None),  # type: ignore[arg-type]
+        fault=more.pop("fault", None),
     )
     return GpuView(
         id=f"GPU-{node}-{index}",
@@ -64,7 +64,7 @@ def gpu(node: str, index: int, *, util: float | None = 0.7, replica: str | None 
         memory_total_bytes=total,
         sample=sample,
         replica=replica,
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 
@@ -493,7 +493,7 @@ def wavered(snapshot: WatchSnapshot, tick: int, *, seed: int = 3) -> WatchDelta:
     for place, one in enumerate(snapshot.replicas):
         if one.sample is None:
             continue
-        wave = 1 + 0.3 * math.sin(tick / 9 + place * 0.2) + 0.12 * (rng.random() - 0.5)
+        wave = 0.72 + 0.3 * math.sin(tick / 13 + place * 0.2) + 0.1 * math.sin(tick / 3.1) + 0.12 * (rng.random() - 0.5)
         out = one.sample.generation_tokens_per_second
         ttft = one.sample.ttft_p95_seconds
         replicas.append(
@@ -502,7 +502,13 @@ def wavered(snapshot: WatchSnapshot, tick: int, *, seed: int = 3) -> WatchDelta:
                     "sample": one.sample.model_copy(
                         update={
                             "generation_tokens_per_second": None if out is None else out * wave,
-                            "ttft_p95_seconds": None if ttft is None else ttft * (0.8 + wave / 5),
+                            "ttft_p95_seconds": None if ttft is None else ttft * (0.6 + wave / 2),
+                            "kv_cache_usage": None
+                            if (kv := one.sample.kv_cache_usage) is None
+                            else min(kv, kv * (0.85 + wave / 5)),
+                            "requests_running": None
+                            if (running := one.sample.requests_running) is None
+                            else round(running * wave),
                         }
                     )
                 }
@@ -513,7 +519,7 @@ def wavered(snapshot: WatchSnapshot, tick: int, *, seed: int = 3) -> WatchDelta:
         had = one_deployment.traffic
         if had is None:
             continue
-        wave = 1 + 0.25 * math.sin(tick / 9) + 0.1 * (rng.random() - 0.5)
+        wave = 0.9 + 0.3 * math.sin(tick / 11) + 0.2 * (rng.random() - 0.5)
         update = {
             name: None if value is None else value * wave
             for name, value in had.model_dump().items()
@@ -563,10 +569,10 @@ class FakeControl:
             yield line
         queue = self.log_feed.setdefault(replica, asyncio.Queue())
         while follow:
-            line = await queue.get()
-            if isinstance(line, NebulaError):
-                raise line
-            yield line
+            given = await queue.get()
+            if isinstance(given, NebulaError):
+                raise given
+            yield given
 
     async def events(self, *, count: int = 200) -> tuple[Event, ...]:
         return self.snapshot.events[-count:]
@@ -676,6 +682,8 @@ class FakeChat:
     replica: str | None = "demo-r1"
     error: NebulaError | None = None
     gate: asyncio.Event | None = None
+    #: Called before each piece after the first: a test lets its clock go on.
+    tick: Callable[[], None] | None = None
     requests: list[ChatRequest] = field(default_factory=list)
     closed: bool = False
 
@@ -685,6 +693,8 @@ class FakeChat:
         for place, piece in enumerate(self.pieces):
             if place == 1 and self.gate is not None:
                 await self.gate.wait()
+            if place and self.tick is not None:
+                self.tick()
             if place == 2 and self.error is not None:
                 raise self.error
             yield ChatDelta(piece, 0.21 if place == 0 else None)
