@@ -341,3 +341,61 @@ def test_a_stop_an_agent_never_heard_of_is_removed_after_a_while():
     model.apply(model.plan())
     removed = [plan for plan in model.settle() if plan.changes]
     assert [change.reason for change in removed[0].changes] == ["removes chat-r1: its agent does not know it any more"]
+
+
+def test_a_moments_silence_elsewhere_does_not_make_the_old_one_go_first():
+    """What fits nowhere now may fit in a second: nothing is stopped for want of room before that is known."""
+    model = ClusterModel(nodes(2, gpus=1))
+    model.deploy(make_deployment(replicas=1))
+    model.settle()
+    model.nodes["n2"].up = False
+    for _ in range(4):
+        model.step()
+    model.change("chat", args={"seed": 1})
+    (entry,) = model.step().entries
+    assert entry.reason.endswith("no room for a replacement, but a node is silent for a moment: waits for it")
+    model.nodes["n2"].up = True
+    for _ in range(40):
+        model.step()
+        assert model.ready("chat")
+    assert model.ready("chat") == ["chat-r2"]
+
+
+def test_a_replica_that_failed_for_good_holds_up_no_drain_of_a_node():
+    model = ClusterModel(nodes(3))
+    model.deploy(make_deployment(replicas=3))
+    model.settle()
+    model.nodes["n1"].broken.add("chat-r1")
+    model.intend("n2", drain=True)
+    model.settle()
+    assert {placement.node for placement in model.placed("chat")} == {"n1", "n3"}
+
+
+def test_a_node_speaks_for_itself_only():
+    model = ClusterModel(nodes(2))
+    model.deploy(make_deployment(replicas=1))
+    model.settle()
+    report = next(one for one in model.node_reports() if one.node == "n1")
+    forged = report.model_copy(update={"node": "n2", "boot_id": "boot-n2", "sequence": report.sequence + 1})
+    model.view = model.view.with_reports([forged], at=model.now)
+    assert model.plan().changes == ()
+
+
+def test_one_replica_reported_by_two_nodes_stays_where_it_is_placed():
+    model = ClusterModel(nodes(2))
+    model.deploy(make_deployment(replicas=1))
+    model.settle()
+    model.nodes["n2"].running["chat-r1"] = model.nodes["n1"].running["chat-r1"]
+    for _ in range(10):
+        assert model.step().changes == ()
+    assert model.placed("chat")[0].node == "n1"
+
+
+def test_autoscale_holds_the_number_within_its_bounds():
+    model = ClusterModel(nodes(2))
+    model.deploy(make_deployment(replicas=1, autoscale={"min": 2, "max": 3}))
+    model.settle()
+    assert len(model.ready("chat")) == 2
+    model.change("chat", replicas=9)
+    model.settle()
+    assert len(model.ready("chat")) == 3
