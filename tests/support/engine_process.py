@@ -51,6 +51,12 @@ def gone(pid: int) -> bool:
         return True
 
 
+def shared_memory(pid: int) -> set[Path]:
+    """The files in /dev/shm a process has mapped."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {Path(line.split()[-1]) for line in maps.splitlines() if "/dev/shm/" in line and "(deleted)" not in line}
+
+
 class EngineProcess:
     """One engine in a session of its own, its output in a file."""
 
@@ -70,6 +76,7 @@ class EngineProcess:
                 env={**os.environ, **(environment or {})},
             )
         self._pids = {self.process.pid}
+        self._shared_memory: set[Path] = set()
         self.url = ""
 
     @property
@@ -102,6 +109,7 @@ class EngineProcess:
 
         wait_until(ready, self.start_timeout, "the engine is ready")
         self._pids |= {child.pid for child in psutil.Process(self.pid).children(recursive=True)}
+        self._note_shared_memory()
         return self
 
     def _find_url(self) -> str:
@@ -115,10 +123,18 @@ class EngineProcess:
 
     def kill(self) -> None:
         """Ends the whole group, and whoever left it."""
+        self._note_shared_memory()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
         wait_until(lambda: all(map(gone, self._pids)), 10, "all processes of the engine are gone")
+        for path in self._shared_memory:
+            path.unlink(missing_ok=True)  # vLLM leaks it when it is killed
+
+    def _note_shared_memory(self) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(OSError):
+                self._shared_memory |= shared_memory(pid)
 
     def __enter__(self) -> Self:
         try:

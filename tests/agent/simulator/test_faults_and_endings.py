@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.contracts.engine.shapes import frames, total
-from tests.support.engine_process import SimulatedEngine, gone, health, wait_until
+from tests.support.engine_process import SimulatedEngine, gone, health, shared_memory, wait_until
 
 pytestmark = pytest.mark.fault
 
@@ -281,24 +281,17 @@ def test_an_orphan_outlives_its_parent_and_sigterm_but_not_the_killing_of_the_gr
     wait_until(lambda: gone(core), 5, "the orphan is gone")
 
 
-def _shared_memory(pid: int) -> set[str]:
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    return {line.split()[-1] for line in maps.splitlines() if "/dev/shm/" in line}
-
-
 def test_leaked_shared_memory_stays_behind(start):
     engine = start("--fault", "shm-leak")
-    leaked = {Path(name) for name in _shared_memory(engine.core_pid)}
+    leaked = shared_memory(engine.core_pid)
     assert sorted(path.name.partition("_")[0].partition("-")[0] for path in leaked) == ["psm", "sem.mp"]
     engine.terminate()
     engine.wait(5)
     assert all(path.exists() for path in leaked)
-    for path in leaked:
-        path.unlink()
 
 
 def test_without_the_fault_there_is_no_shared_memory(start):
-    assert not _shared_memory(start().core_pid)
+    assert not shared_memory(start().core_pid)
 
 
 def test_a_slow_scrape_holds_up_nothing_else(start):

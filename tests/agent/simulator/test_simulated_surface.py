@@ -209,7 +209,38 @@ ODD_VALUES = [
     {"type": "json_schema", "json_schema": {"schema": {"type": "array", "minItems": "x"}}},
     [{"type": "function", "function": {"name": "f", "parameters": {"properties": 5}}}],
 ]
-ODD_FIELDS = ["model", "messages", "prompt", "max_tokens", "temperature", "top_p", "n", "stop", "stop_token_ids", "seed", "stream", "stream_options", "logprobs", "top_logprobs", "echo", "tools", "tool_choice", "response_format", "structured_outputs", "continue_final_message", "ignore_eos", "min_tokens", "input", "instructions", "max_output_tokens", "system", "stop_sequences", "tokens", "request_id", "metadata"]
+ODD_FIELDS = [
+    "model",
+    "messages",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "stop_token_ids",
+    "seed",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "structured_outputs",
+    "continue_final_message",
+    "ignore_eos",
+    "min_tokens",
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "system",
+    "stop_sequences",
+    "tokens",
+    "request_id",
+    "metadata",
+]
 
 
 async def test_no_body_makes_it_fail(serve):

@@ -84,18 +84,24 @@ async def test_more_requests_than_sequences_wait_for_capacity(client, scrape) ->
         "max_tokens": 400,
         "ignore_eos": True,
     }
-    asked = [asyncio.create_task(client.post(CHAT, json=body)) for _ in range(24)]
-    while True:  # the time limit of the test ends this
-        text = await scrape()
-        if total(text, "vllm:num_requests_running") == 16 and total(text, "vllm:num_requests_waiting") > 0:
+    # On a busy machine vLLM may answer no scrape until it is done with all of them: then the next attempt counts.
+    for _ in range(6):
+        asked = [asyncio.create_task(client.post(CHAT, json=body)) for _ in range(40)]
+        seen = ""
+        while not seen and not all(task.done() for task in asked):
+            text = await scrape()
+            if total(text, "vllm:num_requests_running") == 16 and total(text, "vllm:num_requests_waiting") > 0:
+                seen = text
+            await asyncio.sleep(0.02)
+        replies = await asyncio.gather(*asked)
+        assert [reply.json()["usage"]["completion_tokens"] for reply in replies] == [400] * 40
+        if seen:
             break
-        assert not all(task.done() for task in asked), "all are done and nobody was seen waiting"
-    assert total(text, "vllm:num_requests_waiting_by_reason", reason="capacity") == total(
-        text, "vllm:num_requests_waiting"
-    )
-    assert 0 < total(text, "vllm:kv_cache_usage_perc") <= 1
-    replies = await asyncio.gather(*asked)
-    assert [reply.json()["usage"]["completion_tokens"] for reply in replies] == [400] * 24
+    else:
+        pytest.fail("nobody was ever seen waiting")
+    waiting = total(seen, "vllm:num_requests_waiting")
+    assert total(seen, "vllm:num_requests_waiting_by_reason", reason="capacity") == waiting
+    assert 0 < total(seen, "vllm:kv_cache_usage_perc") <= 1
 
 
 async def test_a_repeated_prompt_hits_the_cache_in_full_blocks_of_128(client, scrape) -> None:
