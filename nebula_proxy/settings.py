@@ -23,6 +23,11 @@ class ControlSettings(_Section):
     port: Port = Field(default=8082, ge=0, le=65535)
     #: Ed25519 private key for placements; only this process reads it.
     signing_key_file: Path | None = None
+    #: Names under which this Control API is reached, beside those of loopback and `host`.
+    allowed_hosts: tuple[str, ...] = ()
+    #: Web pages (`https://host`) that may call it; a browser's request from any other is refused.
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
 
 
 class LimitSettings(_Section):

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from nebula_core.records.base import Record
-from nebula_core.records.ids import DeploymentName
+from nebula_core.records.ids import DeploymentName, ReplicaId
 
 EngineKind = Literal["vllm", "sglang", "llamacpp", "simulated", "external"]
 RuntimeKind = Literal["auto", "docker", "process", "sidecar", "external"]
@@ -81,6 +81,15 @@ class DeploymentSpec(Record):
         return args
 
 
+class Move(Record):
+    """An operator wants this replica replaced by another, on whatever place is best."""
+
+    replica: ReplicaId
+    #: The deployment's generation with this order: it means placements made before, never a later one of that id.
+    generation: int
+    reason: str
+
+
 class Deployment(Record):
     """A spec with its name and version. `generation` is raised by the Control API on every change of the spec."""
 
@@ -94,3 +103,4 @@ class Deployment(Record):
     updated_at: float | None = None
     #: The specs before this one, newest first, for `undo` and `rollback`.
     history: tuple[DeploymentSpec, ...] = ()
+    moves: tuple[Move, ...] = ()

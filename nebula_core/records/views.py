@@ -138,6 +138,38 @@ class ClusterView(Record):
     proxies: tuple[ProxyView, ...] = ()
     simulated: bool = False
     control_pid: int | None = None
+    #: Where clients send their requests; None when nobody told the control process.
+    openai_base_url: str | None = None
+
+
+class LeaderView(Record):
+    """Who plans; `here` when it is the process that answers."""
+
+    holder: str | None = None
+    epoch: int | None = None
+    here: bool = False
+    brake: str | None = None
+
+
+class KeyView(Record):
+    """An API key without anything that could be used."""
+
+    id: str
+    name: str
+    role: str
+    models: tuple[str, ...] | None = None
+    created_at: float
+    created_by: str
+    expires_at: float | None = None
+    revoked: bool = False
+    max_inflight: int | None = None
+
+
+class NewKey(Record):
+    """The only time the key itself is shown."""
+
+    key: str | None
+    record: KeyView
 
 
 class WhoAmI(Record):

@@ -1,0 +1,104 @@
+"""Answers as bytes: records as JSON, refusals in the one envelope, streams as server-sent events."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+
+from nebula_core.errors import Conflict, NebulaError, StoreUnavailable, StoreUnfit
+from nebula_core.records.base import Record
+from nebula_core.wire.openai import error_body
+from nebula_proxy.control.refusals import CallRefused
+
+JSON = "application/json"
+
+
+def record_answer(record: Record, status: int = 200, *, generation: int | None = None) -> Response:
+    """All fields, also those that hold their default: scripts should not have to know the defaults."""
+    headers = {} if generation is None else {"etag": f'"{generation}"'}
+    return Response(record.model_dump_json(), status, headers, media_type=JSON)
+
+
+def page_answer(items: Sequence[Record], following: str | None = None) -> Response:
+    """A `Page` without making one: its items are records already."""
+    body = ",".join(item.model_dump_json() for item in items)
+    cursor = "null" if following is None else f'"{following}"'
+    return Response(f'{{"items":[{body}],"next":{cursor}}}', media_type=JSON)
+
+
+def refusal_answer(refusal: CallRefused) -> Response:
+    body = error_body(refusal.status, refusal.code, refusal.message, param=refusal.param, hint=refusal.hint)
+    return Response(body, refusal.status, refusal.headers, media_type=JSON)
+
+
+def stream_answer(chunks: AsyncIterator[bytes]) -> Response:
+    # Proxies in between must not collect the stream.
+    return StreamingResponse(chunks, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+def sse(event: str, data: str, event_id: str | None = None) -> bytes:
+    """One event. JSON holds no line breaks, so `data` is one line."""
+    head = f"id: {event_id}\n" if event_id is not None else ""
+    return f"{head}event: {event}\ndata: {data}\n\n".encode()
+
+
+KEEPALIVE = b": \n\n"
+#: Seconds of silence after which a comment shows that the stream is alive.
+KEEPALIVE_SECONDS = 5.0
+
+
+def as_refusal(error: Exception) -> CallRefused:
+    """What an exception means for the caller."""
+    match error:
+        case CallRefused():
+            return error
+        case StoreUnavailable() | StoreUnfit():
+            return CallRefused(
+                503, error.code, error.message, hint=error.hint or "start the store", headers={"retry-after": "2"}
+            )
+        case Conflict():
+            return CallRefused(409, error.code, error.message, hint=error.hint, headers={"x-should-retry": "false"})
+        case NebulaError():
+            return CallRefused(500, error.code, error.message, hint=error.hint)
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            return _from_framework(error)
+        case _:
+            return CallRefused(
+                500, "internal_error", "Nebula failed to handle this call", hint="the control process' log has it"
+            )
+
+
+def _invalid(error: RequestValidationError) -> CallRefused:
+    found = error.errors()
+    first = found[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "json_invalid":
+        return CallRefused(
+            400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}", hint="check it with a JSON tool"
+        )
+    param = ".".join(place[1:]) or place[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return CallRefused(
+        422, "invalid", f"{param}: {first['msg']}{more}", param=param, hint="GET /openapi.json has the schema"
+    )
+
+
+def _from_framework(error: HTTPException) -> CallRefused:
+    codes = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+    code = codes.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal_error")
+    return CallRefused(
+        error.status_code,
+        code,
+        str(error.detail),
+        hint="GET /openapi.json lists what there is",
+        headers=error.headers,
+    )
+
+
+async def refused(_request: Request, error: Exception) -> Response:
+    """The handler of every exception of the application."""
+    return refusal_answer(as_refusal(error))

@@ -1,0 +1,191 @@
+"""The control process: store, view, planner and Control API, from the taken port to the last open stream.
+
+It starts while the store is away and then answers 503 to all but health checks until it has seen the store once; a
+store that must not be used as it is ends it with the line to change. On SIGTERM the streams are ended, the calls under way are
+finished and the lease is given back, so that another process leads at once.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from nebula_core.errors import SettingsError, StoreUnavailable, StoreUnfit
+from nebula_core.runtime.clock import Clock, SystemClock
+from nebula_core.runtime.tasks import TaskSupervisor
+from nebula_core.security.envelope import SigningKey
+from nebula_core.store.connection import connect
+from nebula_core.store.store import Store
+from nebula_core.store.watcher import Watcher
+from nebula_proxy.control.api import build_api
+from nebula_proxy.control.desk import Desk
+from nebula_proxy.control.planner import PlannerLoop, PlannerSettings
+from nebula_proxy.listening import BACKLOG, listen, require_free
+from nebula_proxy.settings import ProxySettings
+from nebula_proxy.traffic.connection import StrictProtocol
+from nebula_proxy.traffic.plane import Limits, Plane
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 1.0
+#: How often the store's settings are looked at; somebody may change them while we run.
+CHECK_SECONDS = 60.0
+#: Calls under way get so long when the process ends.
+FINISH_SECONDS = 5.0
+
+
+class ControlServer(uvicorn.Server):
+    """uvicorn's server; ends the streams first, for they would never end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+        super().__init__(config)
+        self._desk = desk
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again at the end: an ordered stop is no failure."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("control_stopping", streams=self._desk.hub.open_streams)
+        self._desk.hub.close()
+        await super().shutdown(sockets)
+
+    async def sweep(self) -> None:
+        """Ends connections that are too slow."""
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, StrictProtocol):
+                connection.expire(now)
+
+
+class ControlProcess:
+    """Everything of one control process. `store` must be usable by the time its loops run."""
+
+    def __init__(
+        self,
+        settings: ProxySettings,
+        store: Store,
+        key: SigningKey,
+        *,
+        clock: Clock | None = None,
+        planner_settings: PlannerSettings | None = None,
+    ) -> None:
+        self.clock = clock or SystemClock()
+        self.store = store
+        self.watcher = Watcher(store, self.clock)
+        # A name people can read, of one process: the same machine may start another while this one ends.
+        holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.planner = PlannerLoop(store, self.watcher, key, self.clock, planner_settings, holder=holder)
+        self.desk = Desk(store, self.watcher, self.planner, self.clock, public_url=settings.public_url)
+        own = (settings.control.host,) if settings.control.host not in {"0.0.0.0", "::"} else ()
+        app = build_api(
+            self.desk,
+            lifespan=self._lifespan,
+            allowed_hosts=(*own, *settings.control.allowed_hosts),
+            allowed_origins=settings.control.allowed_origins,
+            max_body_bytes=settings.control.max_body_bytes,
+        )
+        # The data plane's strict framing and deadlines, with bounds of our own.
+        plane = Plane(proxy=holder, limits=Limits(max_body_bytes=settings.control.max_body_bytes))
+        self.server = ControlServer(
+            uvicorn.Config(
+                app,
+                http=StrictProtocol.bound_to(plane),
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=round(FINISH_SECONDS),
+            ),
+            self.desk,
+        )
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Runs until SIGTERM or SIGINT."""
+        await self.server.serve(sockets=[listener])
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        hub = self.desk.hub
+        async with TaskSupervisor("control", self.clock) as tasks:
+            self.watcher.add_listener(hub.heard)
+            await self.watcher.start()
+            tasks.eternal("planner", self.planner.run)
+            tasks.repeat("watch", hub.turn)
+            tasks.repeat("events", hub.follow_events_quietly)
+            tasks.every("sweep", SWEEP_SECONDS, self.server.sweep)
+            tasks.every("store-check", CHECK_SECONDS, self._check)
+            log.info("control_started", pid=os.getpid(), holder=self.planner.holder)
+            try:
+                yield
+            finally:
+                hub.close()
+                await tasks.stop()
+                await self.watcher.stop()
+        log.info("control_stopped")
+
+    async def _check(self) -> None:
+        try:
+            await self.store.check()
+        except StoreUnavailable:
+            return  # the watcher tells that
+        except StoreUnfit as error:
+            log.error("store_unfit", error=error.message, hint=error.hint)
+
+
+def run_control(settings: ProxySettings) -> None:
+    """A whole process. Raises SettingsError, PortTaken or StoreUnfit before anything is served."""
+    key = _signing_key(settings)
+    require_free(settings.control.host, settings.control.port, "the Control API")
+    [listener] = listen(settings.control.host, settings.control.port)
+
+    async def main() -> None:
+        async with await connect(settings.store) as store:
+            try:
+                await store.check()
+                await store.ensure_meta()
+            except StoreUnavailable as error:
+                log.warning("started_without_store", error=str(error))
+            await ControlProcess(settings, store, key).serve(listener)
+
+    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+        try:
+            runner.run(main())
+        finally:
+            listener.close()
+
+
+def _signing_key(settings: ProxySettings) -> SigningKey:
+    path = settings.control.signing_key_file
+    if path is None and settings.data_dir is not None:
+        path = settings.data_dir / "keys" / "signing.key"
+    if path is None:
+        raise SettingsError(
+            "the control process has no key to sign placements with",
+            hint="`nebula-proxy init --data DIR` makes one; name it in control.signing_key_file",
+        )
+    return SigningKey.load(path)
+
+
+def _loop_factory() -> Any:
+    import uvloop  # noqa: PLC0415 - only a server process needs it
+
+    return uvloop.new_event_loop()
