@@ -1,0 +1,222 @@
+"""Engines as processes of this machine: own session, log in a file, found again after a restart of the agent.
+
+The engine writes its log itself: nothing of it passes through the agent, so the engine neither waits for the agent nor dies
+with it. Every process of a start carries a marker in its environment, so that workers that left the group, and whatever a
+killed agent left behind, are known as ours. Two facts together name a process: its pid and when it began.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import structlog
+
+from nebula_agent.adapters import shm
+from nebula_agent.adapters.runtime import Ended, Look, Room, Started
+from nebula_agent.decisions.lifecycle import Life
+from nebula_agent.engines.base import Command, Launch
+from nebula_core.runtime.clock import Clock
+from nebula_core.runtime.processes import Child, group_members, spawn, started_at, stop_group
+from nebula_core.security.files import write_secret
+
+log = structlog.get_logger(__name__)
+
+MARKER = "NEBULA_ENGINE"
+#: What is left of a group whose leader died gets so long to end by itself.
+_STRAY_TERM_SECONDS = 1.0
+_POLL_SECONDS = 0.2
+#: Two readings of one process's beginning differ by less.
+_SAME_SECONDS = 1.0
+
+
+class ProcessRuntime:
+    """Starts, finds, stops processes. `agent_id` tells our engines from those of another agent on this machine."""
+
+    kind = "process"
+
+    def __init__(self, *, agent_id: str, boot_id: str, directory: Path, clock: Clock) -> None:
+        self._agent_id = agent_id
+        self._boot_id = boot_id
+        self._directory = directory
+        self._clock = clock
+        #: Those that this agent process started itself: only their exit status can be known.
+        self._children: dict[int, Child] = {}
+        self._shared_memory: dict[str, frozenset[Path]] = {}
+
+    async def start(self, launch: Launch, command: Command, room: Room) -> Started:
+        if command.key_file_content is not None:
+            await asyncio.to_thread(write_secret, launch.key_file, command.key_file_content.encode())
+        room.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        offset = room.log_file.stat().st_size if room.log_file.exists() else 0
+        marker = f"{self._agent_id}/{room.replica}/{room.engine_epoch}"
+        began = self._clock.wall()
+        child = spawn(
+            command.argv,
+            log_file=room.log_file,
+            env={**room.environment, **command.env, MARKER: marker},
+            cwd=self._directory,
+        )
+        self._children[child.pid] = child
+        return Started(
+            runtime=self.kind,
+            engine_epoch=room.engine_epoch,
+            host=launch.host,
+            probe_host=probe_host(launch.host),
+            port=launch.port,
+            ports=tuple(launch.ports),
+            log_file=str(room.log_file),
+            log_offset=offset,
+            started_at=began,
+            boot_id=self._boot_id,
+            pid=child.pid,
+            pid_created=started_at(child.pid),
+            marker=f"{MARKER}={marker}",
+        )
+
+    def look(self, started: Started) -> Look:
+        pid = started.pid
+        if pid is None or started.boot_id != self._boot_id:
+            return Look(Life.ENDED)
+        child = self._children.get(pid)
+        if child is not None:
+            status = child.poll()
+            return Look(Life.RUNNING) if status is None else Look(Life.ENDED, status)
+        return Look(Life.RUNNING if _is_alive(pid, started.pid_created) else Life.ENDED)
+
+    async def ended(self, started: Started, timeout: float) -> None:
+        if started.pid is None or self.look(started).life is not Life.RUNNING:
+            return
+        try:
+            handle = os.pidfd_open(started.pid)
+        except OSError:
+            await self._poll(started, timeout)
+            return
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        try:
+            loop.add_reader(handle, gone.set)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await gone.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+
+    async def _poll(self, started: Started, timeout: float) -> None:
+        """Where the kernel has no pidfd."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while loop.time() < deadline and self.look(started).life is Life.RUNNING:  # noqa: ASYNC110 - no Event there
+            await asyncio.sleep(min(_POLL_SECONDS, max(0.0, deadline - loop.time())))
+
+    async def members(self, started: Started) -> frozenset[int]:
+        if started.pid is None or started.boot_id != self._boot_id:
+            return frozenset()
+        return await asyncio.to_thread(self._members, started)
+
+    def _members(self, started: Started) -> frozenset[int]:
+        pid = started.pid or 0
+        return frozenset(
+            process.pid for process in group_members(pid, created=started.pid_created, marker=started.marker)
+        )
+
+    async def remember_shared_memory(self, started: Started) -> None:
+        """Keeps in mind which files it maps, so that they can be swept even after a kill -9."""
+        if not shm.leftovers_possible():
+            return
+        pids = await self.members(started)
+        mapped = await asyncio.to_thread(shm.mapped_by, pids)
+        if mapped:
+            known = self._shared_memory.get(started.engine_epoch, frozenset())
+            self._shared_memory[started.engine_epoch] = known | mapped
+
+    async def stop(self, started: Started, *, term_seconds: float) -> Ended:
+        pid = started.pid
+        if pid is None or started.boot_id != self._boot_id:
+            return Ended()
+        look = self.look(started)
+        child = self._children.get(pid)
+        await self.remember_shared_memory(started)
+        stopped = await stop_group(
+            pid,
+            kill_after=term_seconds if look.life is Life.RUNNING else min(term_seconds, _STRAY_TERM_SECONDS),
+            created=started.pid_created,
+            marker=started.marker,
+            child=child,
+        )
+        status = child.poll() if child is not None else None
+        if not stopped.survivors:
+            self._children.pop(pid, None)
+        swept = await asyncio.to_thread(
+            shm.sweep,
+            self._shared_memory.pop(started.engine_epoch, frozenset()),
+            made_between=(started.started_at - _SAME_SECONDS, self._clock.wall() + _SAME_SECONDS),
+        )
+        if swept:
+            log.info("shm_swept", engine_epoch=started.engine_epoch, files=[path.name for path in swept])
+        return Ended(stopped.killed, stopped.survivors, tuple(path.name for path in swept), status)
+
+    def let_go(self, started: Started) -> None:
+        child = self._children.pop(started.pid or 0, None)
+        if child is not None:
+            child.detach()
+
+    def replica_of(self, pid: int) -> str | None:
+        """The replica of this agent that a process belongs to. Reads /proc."""
+        try:
+            marker = psutil.Process(pid).environ().get(MARKER, "")
+        except (psutil.Error, OSError):
+            return None
+        agent, _, rest = marker.partition("/")
+        return rest.rpartition("/")[0] or None if agent == self._agent_id else None
+
+    async def strays(self, known: Iterable[str]) -> list[Started]:
+        """Processes of this agent that none of the `known` engine epochs explains: a start that was never written down."""
+        return await asyncio.to_thread(self._strays, frozenset(known))
+
+    def _strays(self, known: frozenset[str]) -> list[Started]:
+        found: dict[str, Started] = {}
+        for process in psutil.process_iter():
+            try:
+                marker = process.environ().get(MARKER, "")
+                created = process.create_time()
+            except (psutil.Error, OSError):
+                continue
+            agent, _, rest = marker.partition("/")
+            epoch = rest.rpartition("/")[2]
+            if agent != self._agent_id or epoch in known or process.pid == os.getpid():
+                continue
+            former = found.get(epoch)
+            if former is None or (former.pid_created or 0) > created:
+                found[epoch] = Started(
+                    runtime=self.kind,
+                    engine_epoch=epoch,
+                    host="",
+                    probe_host="",
+                    port=0,
+                    log_file="",
+                    started_at=created,
+                    boot_id=self._boot_id,
+                    pid=process.pid,
+                    pid_created=created,
+                    marker=f"{MARKER}={marker}",
+                )
+        return list(found.values())
+
+
+def probe_host(host: str) -> str:
+    """How this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def _is_alive(pid: int, created: float | None) -> bool:
+    try:
+        process = psutil.Process(pid)
+        if created is not None and abs(process.create_time() - created) > _SAME_SECONDS:
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
