@@ -4,56 +4,20 @@ The object lives for one pass and is only ever filled: `leave` (drains and stops
 `shrink` (surplus), `move` (replacements), `account` (a word on everything that stays). What it decides is data.
 """
 
-from dataclasses import dataclass, field
-
 from nebula_core.planning.autoscale import wanted_replicas
 from nebula_core.planning.drain import may_stop
-from nebula_core.planning.index import ClusterIndex, NodeFacts, ReplicaFacts
+from nebula_core.planning.index import ReplicaFacts
 from nebula_core.planning.place import Chooser, Placed, Rejected, Request
-from nebula_core.planning.policy import PlanPolicy
 from nebula_core.planning.revision import outdated
-from nebula_core.planning.rooms import Room, build_room, build_rooms
+from nebula_core.planning.rooms import Room
+from nebula_core.planning.shared import Shared
+from nebula_core.planning.standing import how_it_is, must_leave, worth
 from nebula_core.records.deployment import Deployment
 from nebula_core.records.ids import replica_id
 from nebula_core.records.placement import Placement, Wanted
 from nebula_core.records.plan import Bucket, PlacementChange, PlanEntry, Unplaceable
 from nebula_core.records.replica import Phase
-from nebula_core.records.snapshot import ClusterSnapshot, NodeState
-
-
-@dataclass(slots=True)
-class Shared:
-    """What all deployments of one pass share: the view, and the rooms they fill one after another."""
-
-    view: ClusterSnapshot
-    index: ClusterIndex
-    policy: PlanPolicy
-    now: float
-    _rooms: dict[str, Room] | None = None
-    #: (node, gpus, replica) given away in this pass.
-    given: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
-
-    @property
-    def rooms(self) -> dict[str, Room]:
-        """Only a pass that places anything pays for them."""
-        if self._rooms is None:
-            self._rooms = build_rooms(self.index)
-        return self._rooms
-
-    def room_without(self, facts: ReplicaFacts) -> dict[str, Room]:
-        """The room of a replica's node, if that replica were gone."""
-        if facts.node.node is None:
-            return {}
-        room = build_room(facts.node, facts.node.node, without=facts.id)
-        for node, gpus, taker in self.given:
-            if node == facts.node.name:
-                room = room.taken(gpus, taker)
-        return {facts.node.name: room}
-
-    @property
-    def unsettled(self) -> bool:
-        """Some node has been silent for a moment: what fits nowhere now may fit there in a second."""
-        return any(node.state is NodeState.SUSPECT for node in self.index.nodes.values())
+from nebula_core.records.snapshot import NodeState
 
 
 class DeploymentPass:
@@ -111,9 +75,6 @@ class DeploymentPass:
         intent = facts.node.intent
         if intent is not None and intent.drain is not None:
             return f"node {facts.node.name} is drained by {intent.drain.by}"
-        asked = self._shared.policy.memory.moves.get(facts.id)
-        if asked is not None:
-            return asked
         for move in self._deployment.moves:
             if move.replica == facts.id and facts.placement.generation < move.generation:
                 return move.reason
@@ -278,7 +239,7 @@ class DeploymentPass:
             crowd: dict[str, int] = {}
             for facts in self._good:
                 crowd[facts.node.name] = crowd.get(facts.node.name, 0) + 1
-            going = sorted(self._good, key=lambda facts: _worth(facts, crowd))[:surplus]
+            going = sorted(self._good, key=lambda facts: worth(facts, crowd))[:surplus]
             for facts in going:
                 self._retire(facts, Bucket.SURPLUS, why)
             self._good = [facts for facts in self._good if facts.id not in self._retired]
@@ -318,7 +279,7 @@ class DeploymentPass:
 
     def _evacuated(self, facts: ReplicaFacts) -> bool:
         """Its node has to be emptied and every place is filled; a replica that failed for good holds up nothing."""
-        if not _must_leave(facts) or len(self._good) < self.wanted:
+        if not must_leave(facts) or len(self._good) < self.wanted:
             return False
         settled = all(other.ready or other.failed for other in self._good)
         return settled and any(other.ready for other in self._good)
@@ -352,7 +313,7 @@ class DeploymentPass:
             self._hold("no room for a replacement, but a node is silent for a moment: waits for it")
             return
         for number, (facts, why) in enumerate(self._outgoing):
-            if _must_leave(facts) or isinstance(self._chooser(self._shared.room_without(facts)).choose(), Placed):
+            if must_leave(facts) or isinstance(self._chooser(self._shared.room_without(facts)).choose(), Placed):
                 self._outgoing.pop(number)
                 self._retire(facts, Bucket.MOVING, f"{why}; no room for a replacement first: {blocked.reason}")
                 self._hold("one at a time")
@@ -375,7 +336,7 @@ class DeploymentPass:
             if facts.adopted:
                 self._write(facts, Wanted.RUN, f"adopts {facts.id} on {facts.node.name}", facts.placement.reason)
             if facts.id not in named:
-                self._enter(Bucket.KEEP, facts, _how_it_is(facts))
+                self._enter(Bucket.KEEP, facts, how_it_is(facts))
 
     def _retire(self, facts: ReplicaFacts, bucket: Bucket, why: str) -> None:
         self._retired.add(facts.id)
@@ -411,33 +372,3 @@ class DeploymentPass:
                 reason=reason,
             )
         )
-
-
-def _must_leave(facts: ReplicaFacts) -> bool:
-    return facts.node.draining or any(gpu in facts.node.faults for gpu in facts.placement.gpus)
-
-
-def _worth(facts: ReplicaFacts, crowd: dict[str, int]) -> tuple[bool, bool, bool, bool, int, int]:
-    """Least worth keeping first: not serving, on a shaky, closed or crowded node, newest."""
-    node: NodeFacts = facts.node
-    closed = node.intent is not None and node.intent.closed
-    return (
-        facts.ready,
-        facts.may_serve,
-        node.state is NodeState.READY,
-        not closed,
-        -crowd.get(node.name, 0),
-        -facts.ordinal,
-    )
-
-
-def _how_it_is(facts: ReplicaFacts) -> str:
-    status = facts.status
-    if status is None:
-        return f"kept: node {facts.node.name} is {facts.node.state}" if facts.node.lost else "waits for its agent"
-    said = status.phase.value if status.phase_reason is None else f"{status.phase.value}: {status.phase_reason}"
-    if facts.failed:
-        return f"{said}; its agent decides about another start"
-    if facts.node.state is not NodeState.READY:
-        return f"{said}, node {facts.node.name} is {facts.node.state}"
-    return said

@@ -155,15 +155,13 @@ class ClusterIndex:
     # -- moving on -------------------------------------------------------------------------------------------------
 
     def advance(self, view: ClusterSnapshot, policy: PlanPolicy, now: float) -> None:
-        stamp = (now, policy.memory.listening_since, policy.memory.moves)
+        stamp = (now, policy.memory.listening_since)
         if view is self._view and stamp == self._stamp:
             return
         touched_nodes: set[str] = set()
         touched = self._advance_placements(view, touched_nodes)
         touched |= _changed(self._view.deployments, view.deployments)
         self._advance_nodes(view, policy, now, touched_nodes, touched)
-        if self._stamp[2:] != stamp[2:]:
-            self.calm.clear()
         for name in touched:
             self.calm.pop(name, None)
         self._view = view

@@ -20,8 +20,6 @@ def observe(policy: PlanPolicy, view: ClusterSnapshot, now: float, index: Cluste
     memory = policy.memory
     if memory.listening_since is None:
         memory = replace(memory, listening_since=now)
-    moves = {replica: why for replica, why in memory.moves.items() if replica in view.placements}
-    memory = replace(memory, moves=frozen_map(moves))
     policy = replace(policy, memory=memory)
     index = index or ClusterIndex()
     index.advance(view, policy, now)
@@ -42,7 +40,6 @@ def observe(policy: PlanPolicy, view: ClusterSnapshot, now: float, index: Cluste
         braked=braked_nodes(view, index, policy, now),
         released=frozenset(name for name in memory.released if name in lost or name in held),
         deleted=frozenset(name for name in memory.deleted if name in held and name not in view.deployments),
-        moves=memory.moves,
     )
     return replace(policy, memory=memory)
 

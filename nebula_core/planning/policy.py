@@ -39,8 +39,6 @@ class Memory:
     released: frozenset[str] = frozenset()
     #: Deployments seen being deleted, as opposed to found missing.
     deleted: frozenset[str] = frozenset()
-    #: Replicas an operator wants replaced, with the reason.
-    moves: Mapping[str, str] = field(default_factory=frozen_map)
 
 
 @dataclass(frozen=True, slots=True)

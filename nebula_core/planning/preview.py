@@ -22,9 +22,8 @@ def preview(
     *,
     deployments: Mapping[str, Deployment | None] | None = None,
     intents: Mapping[str, NodeIntent | None] | None = None,
-    moves: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan for the view with these records put in place of its own (None: taken away), and replicas to be moved.
+    """The plan for the view with these records put in place of its own (None: taken away).
 
     `policy` is the planner loop's own, so that what is shown is judged by what the leader remembers.
     """
@@ -34,11 +33,7 @@ def preview(
         deployments=frozen_map(_overlaid(view.deployments, deployments)),
         intents=frozen_map(_overlaid(view.intents, intents)),
     )
-    memory = replace(
-        policy.memory,
-        moves=frozen_map({**policy.memory.moves, **(moves or {})}),
-        deleted=policy.memory.deleted | gone,
-    )
+    memory = replace(policy.memory, deleted=policy.memory.deleted | gone)
     return reconcile(changed, replace(policy, memory=memory), now)
 
 

@@ -21,9 +21,10 @@ running come first; the same view gives the same plan.
 """
 
 from nebula_core.planning.brake import why_braked
-from nebula_core.planning.deployment_pass import DeploymentPass, Shared
+from nebula_core.planning.deployment_pass import DeploymentPass
 from nebula_core.planning.index import ClusterIndex
 from nebula_core.planning.policy import PlanPolicy
+from nebula_core.planning.shared import Shared
 from nebula_core.records.plan import Bucket, Plan, PlanEntry
 from nebula_core.records.snapshot import ClusterSnapshot
 

@@ -34,6 +34,10 @@ def outdated(placement: Placement, deployment: Deployment) -> str | None:
     """Why this placement must be replaced, or None."""
     if placement.restart_nonce < deployment.restart_nonce:
         return "restart asked for"
+    for move in deployment.moves:
+        # An order means what was placed before it, never a later replica of the same id.
+        if move.replica == placement.replica and placement.generation < move.generation:
+            return move.reason
     changed = spec_difference(placement.spec, deployment.spec)
     return f"new {changed} in generation {deployment.generation}" if changed else None
 

@@ -23,7 +23,6 @@ from nebula_core.planning.memory import observe
 from nebula_core.planning.policy import PlanPolicy
 from nebula_core.planning.reconcile import reconcile
 from nebula_core.planning.story import node_states, tell_changes, tell_nodes, tell_plan, tell_reports
-from nebula_core.records.base import frozen_map
 from nebula_core.records.event import ChangeKind, Event
 from nebula_core.records.placement import SignedPlacement
 from nebula_core.records.plan import PlacementChange, Plan
@@ -107,12 +106,6 @@ class PlannerLoop:
     def wake(self) -> None:
         """Asks for a pass soon."""
         self._woken.set()
-
-    def request_move(self, replica: str, reason: str) -> None:
-        """An operator wants this replica replaced by another (drain, restart of one). Kept in the leader's memory."""
-        moves = frozen_map({**self.policy.memory.moves, replica: reason})
-        self._remember(moves=moves)
-        self.wake()
 
     def release_brake(self) -> frozenset[str]:
         """An operator accepts what vanished: the nodes and deployments whose absence no longer holds the planner."""

@@ -11,7 +11,7 @@ from nebula_core.planning.memory import observe
 from nebula_core.planning.policy import PlanPolicy
 from nebula_core.planning.reconcile import reconcile
 from nebula_core.records.base import frozen_map
-from nebula_core.records.deployment import Deployment, DeploymentSpec
+from nebula_core.records.deployment import Deployment, DeploymentSpec, Move
 from nebula_core.records.node import DrainIntent, Gpu, Node, NodeIntent
 from nebula_core.records.placement import Placement, Wanted
 from nebula_core.records.plan import Plan
@@ -154,9 +154,18 @@ class ClusterModel:
                 generation=former.generation + 1,
                 spec=DeploymentSpec.model_validate(values),
                 restart_nonce=former.restart_nonce + restart,
+                moves=former.moves,
                 history=(former.spec, *former.history)[:10],
             )
         )
+
+    def move(self, replica: str, reason: str) -> None:
+        """An operator wants this replica replaced."""
+        former = self.view.deployments[self.view.placements[replica].deployment]
+        order = Move(replica=replica, generation=former.generation + 1, reason=reason)
+        history = (former.spec, *former.history)[:10]
+        update = {"generation": order.generation, "moves": (*former.moves, order), "history": history}
+        self.deploy(former.model_copy(update=update))
 
     def delete(self, name: str) -> None:
         self._put("deployments", name, None)

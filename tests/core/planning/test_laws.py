@@ -89,12 +89,11 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def move(self, data: st.DataObject) -> None:
-        running = [replica for replica, one in self.model.view.placements.items() if one.wanted is Wanted.RUN]
-        if running:
-            replica = data.draw(st.sampled_from(sorted(running)))
-            memory = self.model.policy.memory
-            moves = frozen_map({**memory.moves, replica: "asked for by ops"})
-            self.model.policy = replace(self.model.policy, memory=replace(memory, moves=moves))
+        view = self.model.view
+        running = [one for one in view.placements.values() if one.wanted is Wanted.RUN]
+        known = sorted(one.replica for one in running if one.deployment in view.deployments)
+        if known:
+            self.model.move(data.draw(st.sampled_from(known)), "asked for by ops")
 
     # -- what goes wrong -------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from nebula_core.planning.preview import preview
 from nebula_core.planning.reconcile import reconcile
+from nebula_core.records.deployment import Move
 from nebula_core.records.node import DrainIntent, NodeIntent
 from nebula_core.records.plan import Bucket
 from tests.support.cluster_model import ClusterModel, make_deployment, make_node
@@ -62,5 +63,8 @@ def test_the_drain_of_a_node_names_every_replica_that_moves():
 
 def test_a_move_of_one_replica():
     model = serving()
-    plan = preview(model.view, model.policy, model.now, moves={"chat-r1": "restart asked for by ops"})
+    former = model.view.deployments["chat"]
+    order = Move(replica="chat-r1", generation=former.generation + 1, reason="restart asked for by ops")
+    moved = former.model_copy(update={"generation": former.generation + 1, "moves": (order,)})
+    plan = preview(model.view, model.policy, model.now, deployments={"chat": moved})
     assert "restart asked for by ops; its replacement starts first" in [entry.reason for entry in plan.entries]

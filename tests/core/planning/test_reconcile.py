@@ -267,19 +267,14 @@ def test_a_faulty_gpu_is_left():
     assert placement.gpus == ("sim-n1-1",)
 
 
-def test_an_asked_for_move_replaces_one_replica():
-    from dataclasses import replace
-
-    from nebula_core.records.base import frozen_map
-
+def test_an_asked_for_move_replaces_one_replica_and_not_its_heir():
     model = ClusterModel(nodes(2))
     model.deploy(make_deployment(replicas=2))
     model.settle()
-    memory = replace(model.policy.memory, moves=frozen_map({"chat-r1": "restart asked for by ops"}))
-    model.policy = replace(model.policy, memory=memory)
+    model.move("chat-r1", "restart asked for by ops")
     model.settle()
     assert model.ready("chat") == ["chat-r2", "chat-r3"]
-    assert not model.policy.memory.moves
+    assert model.placed("chat")[1].reason.startswith("replaces chat-r1: restart asked for by ops")
 
 
 def test_a_lost_placement_is_written_again_and_an_unknown_replica_left_alone():

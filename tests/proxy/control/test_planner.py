@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from nebula_core.records.deployment import Move
 from nebula_core.records.event import ChangeKind
 from nebula_core.records.placement import SignedPlacement, Wanted
 from nebula_core.records.plan import Plan
@@ -198,10 +199,11 @@ async def test_what_fits_nowhere_is_told_once(rig: Rig) -> None:
 async def test_an_operator_may_have_one_replica_replaced(rig: Rig) -> None:
     await rig.deploy("chat", 1)
     await rig.until(lambda: rig.model.ready("chat") == ["chat-r1"], "ready")
-    rig.loop.request_move("chat-r1", "restart asked for by ops")
+    order = Move(replica="chat-r1", generation=2, reason="restart asked for by ops")
+    moved = make_deployment("chat", 1, generation=2).model_copy(update={"moves": (order,)})
+    await rig.store.put(ChangeKind.DEPLOYMENT, "chat", moved)
     await rig.until(lambda: set(rig.wanted()) == {"chat-r2"}, "replaced")
-    await rig.turn()
-    assert not rig.loop.policy.memory.moves
+    await rig.calm()
 
 
 async def test_only_one_of_two_writes_and_the_other_plans_along(store_server: StoreServer) -> None:
