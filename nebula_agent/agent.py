@@ -214,7 +214,12 @@ class Agent:
 
     async def _keep_inventory(self, context: Context, watcher: Watcher, store: Store, gpus: Gpus) -> None:
         """The node's record in the store is what this machine is; written when it is not, also after a store was lost."""
-        if not watcher.reachable or self._suspended:
+        try:
+            # At the start the first look is a moment away: a node is not to wait a whole round to be known.
+            await watcher.synced(INVENTORY_SECONDS)
+        except TimeoutError:
+            return
+        if self._suspended:
             return
         node = self.describe(context, gpus)
         if watcher.snapshot.nodes.get(node.name) == node:
