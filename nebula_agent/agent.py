@@ -48,7 +48,7 @@ from nebula_core.store.watcher import Watcher
 log = structlog.get_logger(__name__)
 
 GPU_SECONDS = 1.0
-INVENTORY_SECONDS = 5.0
+INVENTORY_SECONDS = 1.0
 #: Orders are all an agent wants of the watcher; changes wake it at once whatever this says.
 WATCH_POLL_SECONDS = 0.5
 #: Longest wait for a driver before the first report goes out without GPUs.

@@ -227,9 +227,9 @@ class AgentProcess:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("NEBULA_ENGINE", "").startswith(f"{agent_id}/"):
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process)
+                mine = process.environ().get("NEBULA_ENGINE", "").startswith(f"{agent_id}/")
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
             except psutil.Error:
                 continue
         return found
