@@ -75,6 +75,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine."""
 
     __slots__ = (
+        "_collected",
         "_head_bytes",
         "_parts",
         "_pool",
@@ -112,6 +113,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self.headers: Headers = []
+        self._collected: Headers = []
         self.status = 0
         self._head_bytes = 0
         self.answered = self.begun = self.head_ready = self.complete = self.surplus = self.until_close = (
@@ -220,21 +222,20 @@ class UpstreamConnection(asyncio.Protocol):
             raise ValueError("bytes after the answer")  # stops the parser before it hands over their body
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.head_ready:
-            return  # a trailer: nothing here needs one
-        self.headers.append((name.lower(), value))
-        if len(self.headers) > MAX_HEADERS:
-            self.malformed = f"more than {MAX_HEADERS} headers"
-            raise ValueError(self.malformed)
+        # After the head these are trailers, which nothing here needs: they end up in a list nobody reads.
+        self._collected.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        if self.surplus:
-            return
         status = self.parser.get_status_code()
+        headers, self._collected = self._collected, []
         if status < 200:
             if status == 101:
                 self.malformed = "the engine switched protocols"
             return
+        if len(headers) > MAX_HEADERS:
+            self.malformed = f"more than {MAX_HEADERS} headers"
+            raise ValueError(self.malformed)
+        self.headers = headers
         self.status = status
         self.head_ready = True
         # Asked here, because the parser forgets the framing when the message is complete.
@@ -244,10 +245,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.until_close = not framed and status not in (204, 304)
 
     def on_message_complete(self) -> None:
-        if self.head_ready:
-            self.complete = True
-        else:
-            self.headers = []  # a 1xx: the answer is still to come
+        self.complete = self.head_ready  # a 1xx is no answer yet
 
 
 class _Dial:

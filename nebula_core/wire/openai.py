@@ -12,13 +12,29 @@ import msgspec
 from nebula_core.wire import sse
 
 
-class Facts(NamedTuple):
-    """What routing, admission and metrics need to know of a request."""
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Facts(msgspec.Struct):
+    """What routing, admission and metrics need to know of a request; msgspec reads these and skips the rest."""
 
     model: str
-    stream: bool = False
-    include_usage: bool = False
-    max_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    #: As they came: an engine judges odd values.
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage is True
+
+    @property
+    def output_limit(self) -> int | None:
+        """Most tokens the answer may have, where the client said so in a sound way."""
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return most if type(most) is int else None
 
 
 class BadBody(NamedTuple):
@@ -36,19 +52,7 @@ class Usage(NamedTuple):
     completion_tokens: int | None = None
 
 
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-class _Request(msgspec.Struct):
-    model: str
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-
-
-_request_decoder = msgspec.json.Decoder(_Request)
+_request_decoder = msgspec.json.Decoder(Facts)
 _AT = re.compile(r"at `\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -56,24 +60,16 @@ _MISSING = re.compile(r"missing required field `([^`]+)`")
 def read_facts(body: bytes) -> Facts | BadBody:
     """The facts of one request body. Anything else that is wrong with it is for the engine to say."""
     try:
-        request = _request_decoder.decode(body)
+        facts = _request_decoder.decode(body)
     except msgspec.ValidationError as error:
         return _explain(str(error))
     except msgspec.DecodeError as error:
         return BadBody(f"The body is not JSON: {error}", None, "send one JSON object, UTF-8, without a comment or NaN")
     except RecursionError:
         return BadBody("The body is nested too deeply", None, "send a flatter JSON object")
-    if not request.model:
+    if not facts.model:
         return BadBody("`model` is empty", "model", "name one of the models of GET /v1/models")
-    options = request.stream_options
-    # An isinstance check first: an engine judges odd values, this only reads sound ones.
-    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    return Facts(
-        request.model,
-        request.stream is True,
-        options is not None and options.include_usage is True,
-        most if type(most) is int else None,
-    )
+    return facts
 
 
 def _explain(text: str) -> BadBody:

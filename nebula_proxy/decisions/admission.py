@@ -4,27 +4,21 @@ Saturation of a replica is max(waiting / bound, KV cache / limit, in-flight / ma
 without any endpoint is not a saturated one: that is 503 with why, never 429 (control_plane, 4.32).
 """
 
-from collections.abc import Sequence
-
 from nebula_proxy.decisions.candidates import SAMPLE_FRESH_SECONDS, Candidate
-from nebula_proxy.decisions.refusal import Refusal, model_starting, no_capacity, no_replica, overloaded
+from nebula_proxy.decisions.refusal import Refusal, model_starting, no_capacity, no_replica
 
 
 def saturation(candidate: Candidate) -> float:
     """0 is idle, 1 is full. A stale sample says nothing: then only what the proxies themselves opened counts."""
     full = (candidate.inflight + candidate.elsewhere) / candidate.max_inflight
     if candidate.sample_age <= SAMPLE_FRESH_SECONDS:
-        if candidate.waiting is not None:
-            full = max(full, candidate.waiting / candidate.max_waiting)
-        if candidate.kv_cache_usage is not None:
-            full = max(full, candidate.kv_cache_usage / candidate.max_kv_cache_usage)
+        waiting = candidate.waiting
+        if waiting and (part := waiting / candidate.max_waiting) > full:
+            full = part
+        usage = candidate.kv_cache_usage
+        if usage and (part := usage / candidate.max_kv_cache_usage) > full:
+            full = part
     return full
-
-
-def admit(model: str, candidates: Sequence[Candidate], roll: float) -> list[Candidate] | Refusal:
-    """Those of at least one candidate that have room, or the refusal when none has."""
-    open_ones = [candidate for candidate in candidates if saturation(candidate) < 1.0]
-    return open_ones or overloaded(model, roll)
 
 
 def nothing_ready(model: str, *, ejected: int, starting: int, wanted: int, roll: float) -> Refusal:

@@ -44,21 +44,6 @@ class Candidate(NamedTuple):
     max_inflight: int
 
 
-def best_standing(candidates: Sequence[Candidate], *, without: str | None = None) -> list[Candidate]:
-    """The candidates of the best standing there is, but none that is out; `without` is a replica already tried.
-
-    One that is due for a probe counts as sound, so that it gets its chance while others stand.
-    """
-    best = Standing.OUT
-    chosen: list[Candidate] = []
-    for candidate in candidates:
-        standing = candidate.standing
-        if standing is Standing.PROBE:
-            standing = Standing.SOUND
-        if standing > best or standing is Standing.OUT or candidate.replica == without:
-            continue
-        if standing < best:
-            best = standing
-            chosen = []
-        chosen.append(candidate)
-    return chosen
+def untried(candidates: Sequence[Candidate], without: str | None) -> int:
+    """How many may be tried besides the replica `without`."""
+    return sum(candidate.standing is not Standing.OUT and candidate.replica != without for candidate in candidates)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from nebula_proxy.decisions.refusal import Refusal, bad_request
@@ -34,14 +35,20 @@ def traceparent(headers: Mapping[bytes, bytes]) -> bytes | None:
     return given if given is not None and _TRACEPARENT(given) is not None else None
 
 
+@lru_cache(maxsize=4096)
+def _has_wishes(names: tuple[bytes, ...]) -> bool:
+    """Remembered: a client sends the same names again and again."""
+    return any(name.startswith(b"x-nebula-") for name in names)
+
+
 def read_wishes(headers: Mapping[bytes, bytes]) -> Wishes | Refusal:
     """The `x-nebula-…` headers. Other headers of that prefix mean nothing and go nowhere."""
+    if not _has_wishes(tuple(headers)):
+        return NO_WISHES
     strategy = headers.get(b"x-nebula-strategy")
     replica = headers.get(b"x-nebula-replica")
     priority = headers.get(b"x-nebula-priority")
     no_retry = headers.get(b"x-nebula-no-retry")
-    if strategy is None and replica is None and priority is None and no_retry is None:
-        return NO_WISHES
     if replica is not None and _NAME(replica) is None:
         return bad_request("x-nebula-replica is not a replica id", hint="`nebula replicas` lists them")
     if strategy is not None and _NAME(strategy) is None:

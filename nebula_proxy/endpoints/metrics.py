@@ -44,8 +44,9 @@ class PlaneCollector(Collector):
                 route.add_metric((meter.model, *choice), count)
             for outcome, count in meter.retries.items():
                 retries.add_metric((meter.model, outcome), count)
+        open_now = plane.ledger.models()
         for name in plane.meters.models:
-            inflight.add_metric((name,), plane.ledger.models.get(name, 0))
+            inflight.add_metric((name,), open_now.get(name, 0))
         yield from (requests, admission, route, retries, inflight)
         yield from self._histograms(plane.meters.models.values())
         age = self._snapshot_age()

@@ -1,6 +1,5 @@
 """Who calls the data plane: the key of a request, checked against the snapshot's keys, remembered for the next time."""
 
-import hashlib
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -36,7 +35,7 @@ class Authenticator:
     def __init__(self, *, required: bool) -> None:
         self._required = required
         self._keys: Mapping[str, ApiKey] = {}
-        # By the token's hash, so that no secret lies in memory for longer than its request.
+        # By the header as it came: only what was found right is in here, so a lookup tells nothing about a secret.
         self._known: dict[bytes, Pass] = {}
 
     def update(self, keys: Mapping[str, ApiKey]) -> None:
@@ -47,16 +46,16 @@ class Authenticator:
     def check(self, headers: Mapping[bytes, bytes]) -> Pass | None:
         """The caller, or None when its credential is missing or wrong."""
         given = headers.get(b"authorization")
-        if given is not None:
-            token = given[7:].strip() if given[:7].lower() == b"bearer " else b""
-        else:
-            token = headers.get(b"x-api-key", b"")  # as Anthropic's clients send it
-        if not token:
-            return None if self._required else _ANYONE
-        digest = hashlib.sha256(token).digest()
-        known = self._known.get(digest)
+        if given is None:
+            given = headers.get(b"x-api-key")  # as Anthropic's clients send it
+            if given is None:
+                return None if self._required else _ANYONE
+        known = self._known.get(given)
         if known is not None and (known.expires_at is None or time.time() < known.expires_at):
             return known
+        token = given
+        if b"authorization" in headers:
+            token = given[7:].strip() if given[:7].lower() == b"bearer " else b""
         principal = check_token(token.decode("latin-1"), self._keys, time.time())
         if principal is None:
             return None if self._required else _ANYONE
@@ -64,5 +63,5 @@ class Authenticator:
         checked = Pass(principal, key.max_inflight, key.expires_at)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
-        self._known[digest] = checked
+        self._known[given] = checked
         return checked

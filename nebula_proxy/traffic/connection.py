@@ -18,12 +18,10 @@ from typing import Any, NoReturn
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from nebula_proxy.decisions.framing import check_head
+from nebula_proxy.decisions.framing import MAX_HEAD_BYTES, check_head, too_many_bytes
 from nebula_proxy.decisions.refusal import Refusal, bad_request, head_too_large, too_slow
 from nebula_proxy.traffic.plane import Limits, Plane
 
-MAX_HEADERS = 100
-MAX_HEAD_BYTES = 32 * 1024
 #: After a refusal the rest of the request is read and thrown away for so long, so that the client gets to read the
 #: answer: a socket closed with unread bytes resets, and the reset overtakes the answer.
 LINGER_SECONDS = 5.0
@@ -56,6 +54,10 @@ class Phase(IntEnum):
     DISCARDING = 4
 
 
+#: Looked at several times per request; a member of an enumeration costs a lookup each time.
+_IDLE, _HEAD, _BODY, _BUSY, _DISCARDING = Phase
+
+
 class _Refused(Exception):
     """Stops the parser; the refusal is in `_refusal`."""
 
@@ -69,11 +71,11 @@ class StrictProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.access_log = False  # the request log is ours
-        self.phase = Phase.IDLE
+        self.phase = _IDLE
         self.since = self.loop.time()
         self.paused_since: float | None = None
-        #: Of the head being received: bytes read so far, and bytes of its headers.
-        self._head_bytes = self._head_size = 0
+        #: Bytes of the latest read, and of the head being received in the reads before it.
+        self._read_bytes = self._head_bytes = 0
         self._body_bytes = 0
         self._refusal: Refusal | None = None
         #: The request before the one being received, when it was not answered yet at its head.
@@ -89,9 +91,10 @@ class StrictProtocol(HttpToolsProtocol):
     # From the socket
 
     def data_received(self, data: bytes) -> None:
-        if self.phase is Phase.DISCARDING:
+        if self.phase is _DISCARDING:
             self._discard(data)
             return
+        self._read_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -99,7 +102,8 @@ class StrictProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse_framing(self._refusal or bad_request(f"This is not HTTP/1.1: {error}", hint="see RFC 9112"))
             return
-        if self.phase is Phase.HEAD:
+        if self.phase is _HEAD:
+            # One read is bounded by the loop (256 KiB), so a head is never much longer than its limit in memory.
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_framing(head_too_large(f"more than {MAX_HEAD_BYTES} bytes"))
@@ -117,58 +121,52 @@ class StrictProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
-        self.phase = Phase.HEAD
+        self.phase = _HEAD
         self.since = self.loop.time()
-        self._head_bytes = self._head_size = self._body_bytes = 0
+        self._head_bytes = self._body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.phase is not Phase.HEAD:
-            self._stop(bad_request("Trailers are not accepted", hint="send everything in the head"))
-        name = name.lower()
-        if name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        headers = self.headers
-        headers.append((name, value))
-        if len(headers) > MAX_HEADERS:
-            self._stop(head_too_large(f"more than {MAX_HEADERS} headers"))
-        self._head_size += len(name) + len(value)
-        if self._head_size > MAX_HEAD_BYTES:
-            self._stop(head_too_large(f"more than {MAX_HEAD_BYTES} bytes"))
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > MAX_HEAD_BYTES:
-            self._stop(head_too_large(f"more than {MAX_HEAD_BYTES} bytes"))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         method = self.parser.get_method()
         version = self.parser.get_http_version()
-        refusal = check_head(method, self.url, version, self.headers)
+        headers = self.headers
+        by_name = dict(headers)
+        refusal = check_head(method, self.url, version, headers, by_name)
+        if refusal is None and self._head_bytes + self._read_bytes > MAX_HEAD_BYTES:
+            refusal = too_many_bytes(headers, self.url)
         if refusal is not None:
             self._stop(refusal)
-        self.phase = Phase.BODY
-        self.since = self.loop.time()
+        self.phase = _BODY
         before = self.cycle
         self._behind = None if before is None or before.response_complete else before
-        if not self.take(method, version):
-            self._pass_on()
+        if not self.take(method, version, by_name):
+            self._pass_on(b"expect" in by_name)
+        # What the parser calls a header from here on is a trailer; uvicorn would take it for a header (M3).
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.phase = Phase.BUSY
+        self.end_of_request()
         super().on_message_complete()
 
-    def take(self, method: bytes, version: str) -> bool:  # noqa: ARG002 - for the hot path
+    def end_of_request(self) -> None:
+        """The request has come to its end."""
+        if self.headers:
+            self._stop(bad_request("Trailers are not accepted", hint="send everything in the head"))
+        self.phase = _BUSY
+
+    def take(self, method: bytes, version: str, headers: dict[bytes, bytes]) -> bool:  # noqa: ARG002 - for the hot path
         """Whether this request is handled here and not by the ASGI application."""
         return False
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, expects: bool) -> None:
         """Hands the request whose head is complete to uvicorn, which makes its scope late for that."""
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
@@ -186,15 +184,15 @@ class StrictProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        if self.phase is Phase.DISCARDING:
+        if self.phase is _DISCARDING:
             self.transport.close()
             return
         self.flow.resume_reading()
         if self.pipeline:
             # Not from here: a long pipeline of refusals would nest as deep as it is long.
             self.loop.call_soon(self._next)
-        elif self.phase is Phase.BUSY:
-            self.phase = Phase.IDLE
+        elif self.phase is _BUSY:
+            self.phase = _IDLE
             self.since = self.loop.time()
 
     def _next(self) -> None:
@@ -222,7 +220,7 @@ class StrictProtocol(HttpToolsProtocol):
         if self._may_answer():
             self.refuse(refusal)
             return
-        self.phase = Phase.DISCARDING
+        self.phase = _DISCARDING
         self._answering = True  # and on_response_complete closes
         self.pipeline.clear()
 
@@ -231,7 +229,7 @@ class StrictProtocol(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             return True
         # While a body comes, `cycle` is the request it belongs to; else it is an earlier one.
-        return self.phase is Phase.BODY and not self._waits_its_turn() and not cycle.response_started
+        return self.phase is _BODY and not self._waits_its_turn() and not cycle.response_started
 
     def refuse(self, refusal: Refusal) -> None:
         """An answer of our own on this connection, its last one."""
@@ -251,7 +249,7 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """The last answer is written: wait until the client has closed, at most a moment."""
-        self.phase = Phase.DISCARDING
+        self.phase = _DISCARDING
         self.since = self.loop.time()
         self._body_bytes = 0
         if self.transport.can_write_eof():
@@ -274,16 +272,16 @@ class StrictProtocol(HttpToolsProtocol):
         waited = now - self.since
         if self.paused_since is not None and now - self.paused_since > limits.write_seconds:
             self.transport.abort()
-        elif self.phase is Phase.IDLE:
+        elif self.phase is _IDLE:
             if waited > limits.idle_seconds:
                 self.transport.close()
-        elif self.phase is Phase.DISCARDING:
+        elif self.phase is _DISCARDING:
             if waited > LINGER_SECONDS and not self._answering:
                 self.transport.abort()
-        elif self.phase is Phase.HEAD:
+        elif self.phase is _HEAD:
             if waited > limits.header_seconds:
                 self._refuse_framing(too_slow("request head"))
-        elif self.phase is Phase.BODY and not self._waits_its_turn():
+        elif self.phase is _BODY and not self._waits_its_turn():
             allowed = limits.body_grace_seconds + self._body_bytes / limits.body_bytes_per_second
             if waited > allowed:
                 self._refuse_framing(too_slow("request body"))

@@ -27,12 +27,12 @@ from nebula_core.runtime.http import Call, Failure, FailureKind, Headers
 from nebula_core.wire import openai, sse
 from nebula_core.wire.openai import BadBody, Facts, Usage
 from nebula_proxy.decisions import refusal as refusals
-from nebula_proxy.decisions.admission import admit, nothing_ready
-from nebula_proxy.decisions.candidates import best_standing
+from nebula_proxy.decisions.admission import nothing_ready
+from nebula_proxy.decisions.candidates import untried
 from nebula_proxy.decisions.ejection import Evidence
 from nebula_proxy.decisions.refusal import Refusal
 from nebula_proxy.decisions.retry import Circumstances, Step, Trouble, evidence_of, is_charged, next_step
-from nebula_proxy.decisions.routing import DEFAULT_STRATEGY, STRATEGIES, Choice, pick
+from nebula_proxy.decisions.routing import DEFAULT_STRATEGY, STRATEGIES, Choice, NoChoice, choose, explain
 from nebula_proxy.decisions.wishes import NO_WISHES, Wishes, read_wishes, request_id, traceparent
 from nebula_proxy.traffic.authentication import ANYONE, Pass
 from nebula_proxy.traffic.downstream import Downstream, Request
@@ -67,8 +67,8 @@ class Exchange:
         "_began_at",
         "_begun",
         "_call",
-        "_choice",
         "_content_type",
+        "_decision",
         "_downstream",
         "_extra",
         "_facts",
@@ -114,7 +114,7 @@ class Exchange:
         self._model: ModelRoutes | None = None
         self._ticket: Ticket[OpenExchange] | None = None
         self._route: Route | None = None
-        self._choice: Choice | None = None
+        self._decision: str | None = None
         self._call: Call | None = None
         self._tried: str | None = None
         self._attempts = 0
@@ -202,8 +202,10 @@ class Exchange:
         most = checked.max_inflight
         if most is not None and plane.ledger.keys.get(principal.key_id, 0) >= most:
             return refusals.rate_limited(most, plane.roll())
-        self._ticket = plane.ledger.open(self, model, principal.key_id)
-        plane.budget = plane.budget.earned()
+        self._ticket = plane.ledger.open(self, model, None if most is None else principal.key_id)
+        budget = plane.budget
+        if budget.left < budget.reserve:
+            plane.budget = budget.earned()
         return None
 
     # To an engine
@@ -215,7 +217,8 @@ class Exchange:
             return chosen
         plane = self._plane
         choice, route = chosen
-        self._choice, self._route = choice, route
+        self._route = route
+        self._decision = explain(choice.strategy, choice.reason, choice.score, choice.of)
         if plane.ejections:
             plane.ejections.trying(route.replica, route.endpoint.engine_epoch, time.monotonic())
         self._ticket.move(route.replica)  # type: ignore[union-attr] # opened by _enter
@@ -239,39 +242,33 @@ class Exchange:
                     self._meter.admission("admit", "pinned")
                     return Choice(candidate, "pinned", "pinned", 0.0, 1), route
             return refusals.no_replica(name, f"{pinned} is not one of its ready replicas", plane.roll())
-        worth = best_standing(candidates, without=self._tried)
-        if not worth:
+        strategy = self._wishes.strategy or model.strategy or DEFAULT_STRATEGY
+        choice = choose(candidates, strategy, next(plane.turns), without=self._tried)
+        if choice is NoChoice.NOBODY:
             view = model.view
             return nothing_ready(
                 name, ejected=len(candidates), starting=view.starting, wanted=view.wanted, roll=plane.roll()
             )
-        admitted = admit(name, worth, plane.roll())
-        if isinstance(admitted, Refusal):
-            return admitted
-        self._meter.admission("admit", "room")
-        strategy = self._wishes.strategy or model.strategy or DEFAULT_STRATEGY
-        if strategy in STRATEGIES:
-            choice = pick(admitted, strategy, next(plane.turns))
-        else:
-            # A strategy of the deployment that this proxy does not know: said, not guessed.
-            choice = pick(admitted, DEFAULT_STRATEGY, next(plane.turns))._replace(reason="fallback")
-        for route in model.routes:
-            if route.replica == choice.candidate.replica:
-                return choice, route
-        raise LookupError(choice.candidate.replica)  # candidates come from these routes
+        if choice is NoChoice.SATURATED:
+            return refusals.overloaded(name, plane.roll())
+        if self._attempts == 0:
+            self._meter.admission("admit", "room")
+        route = model.route(choice.candidate.replica)
+        if route is None:
+            raise LookupError(choice.candidate.replica)  # candidates come from these routes
+        return choice, route
 
     def _send(self, route: Route, *, fresh: bool) -> None:
         request = self._request
         body = request.body
         headers = request.headers
         content_type = headers.get(b"content-type", _JSON)
-        trace = traceparent(headers)
         head = b"%bcontent-type: %b\r\nx-request-id: %b\r\n" % (
             route.head(request.call.path),
             content_type,
             self._request_id,
         )
-        if trace is not None:
+        if b"traceparent" in headers and (trace := traceparent(headers)) is not None:
             head += b"traceparent: %b\r\n" % trace
         self._attempts += 1
         self._fresh = fresh
@@ -495,7 +492,7 @@ class Exchange:
             return 0
         self._model = model
         candidates = self._plane.table.candidates(model, self._plane.ledger.replicas, now)
-        return len(best_standing(candidates, without=route.replica))
+        return untried(candidates, route.replica)
 
     def _retry(self, route: Route, trouble: Trouble, detail: str) -> None:
         plane = self._plane
@@ -556,8 +553,8 @@ class Exchange:
         self._finish(status, "ok" if status < 400 else "engine_error")
 
     def _head(self, now: float) -> bytes:
-        choice = self._choice
-        assert choice is not None  # noqa: S101 - an engine has answered
+        route = self._route
+        assert route is not None  # noqa: S101 - an engine has answered
         # Ours is what is neither the engine's time nor the wait for its first whole event.
         overhead = self._overhead = max(
             0.0, now - self._request.at - self._upstream_seconds - (now - self._first_byte_at)
@@ -569,15 +566,11 @@ class Exchange:
                 self._content_type,
                 self._extra,
                 self._request_id,
-                choice.candidate.replica.encode("latin-1"),
-                self._decision(choice).encode("latin-1"),
+                route.replica.encode("latin-1"),
+                (self._decision or "").encode("latin-1"),
                 overhead * 1000.0,
             )
         )
-
-    @staticmethod
-    def _decision(choice: Choice) -> str:
-        return f"{choice.strategy}; {choice.reason}; score={choice.score:g}; of={choice.of}"
 
     def _refuse(self, refusal: Refusal, detail: str | None = None) -> None:
         """An answer of ours."""
@@ -602,8 +595,10 @@ class Exchange:
         if self._over:
             return
         self._over = True
-        if self._ticket is not None:
-            self._ticket.close()
+        ticket = self._ticket
+        if ticket is not None:
+            self._ticket = None  # which holds the exchange
+            ticket.close()
         meter = self._meter
         now = time.monotonic()
         seconds = now - self._request.at
@@ -613,7 +608,6 @@ class Exchange:
             meter.tokens(usage.prompt_tokens, usage.completion_tokens)
         log = self._plane.log
         facts = self._facts
-        choice = self._choice
         principal = self._pass.principal if self._pass is not None else ANYONE
         log.write(
             RequestLine(
@@ -628,7 +622,7 @@ class Exchange:
                 facts.model[:128] if facts is not None else None,
                 principal.key_id,
                 self._route.replica if self._route is not None else None,
-                self._decision(choice) if choice is not None else None,
+                self._decision,
                 facts.stream if facts is not None else None,
                 self._ttft,
                 self._overhead,

@@ -12,7 +12,7 @@ from typing import Any
 
 from nebula_proxy.decisions.calls import CALLS, Call
 from nebula_proxy.decisions.refusal import too_large
-from nebula_proxy.traffic.connection import PIPELINE, Phase, StrictProtocol, status_line
+from nebula_proxy.traffic.connection import PIPELINE, StrictProtocol, status_line
 from nebula_proxy.traffic.downstream import Request
 from nebula_proxy.traffic.exchange import Exchange
 
@@ -207,7 +207,7 @@ class HotPathProtocol(StrictProtocol):
 
     # From the parser
 
-    def take(self, method: bytes, version: str) -> bool:
+    def take(self, method: bytes, version: str, headers: dict[bytes, bytes]) -> bool:
         if method != b"POST":
             return False
         url = self.url
@@ -216,7 +216,6 @@ class HotPathProtocol(StrictProtocol):
             call = CALLS.get(url.partition(b"?")[0])
             if call is None:
                 return False
-        headers = dict(self.headers)
         length = headers.get(b"content-length")
         most = self.limits.max_body_bytes
         if length is not None and int(length) > most:
@@ -227,7 +226,7 @@ class HotPathProtocol(StrictProtocol):
             headers,
             version,
             keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self.plane.draining,
-            wants_continue=self.expect_100_continue and version == "1.1",
+            wants_continue=b"expect" in headers and version == "1.1",
         )
         self.cycle = cycle  # type: ignore[assignment] # it has what uvicorn looks at
         self._receiving = cycle
@@ -255,7 +254,7 @@ class HotPathProtocol(StrictProtocol):
         if cycle is None:
             super().on_message_complete()
             return
-        self.phase = Phase.BUSY
+        self.end_of_request()
         self._receiving = None
         self._ready.append(cycle)
 
@@ -269,6 +268,7 @@ class HotPathProtocol(StrictProtocol):
 
     def hot_done(self, cycle: HotCycle) -> None:
         """The answer of `cycle` has been written."""
+        cycle.exchange = None  # which holds the cycle: left alone, every request would be work for the collector
         if self.active is cycle:
             self.active = None
         if not cycle.keep_alive:

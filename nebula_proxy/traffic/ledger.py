@@ -1,9 +1,10 @@
 """The ledger of requests in flight: each is entered once and closed exactly once, whatever happens to it.
 
-Counts are kept by replica, by model and by key. A ticket belongs to one request; it moves with it from one replica to
+Counts are kept by replica, and by key where a key has a limit. A ticket belongs to one request; it moves with it from one replica to
 another on a retry. Closing twice is harmless, so every way out of a request may close it (control_plane, 4.24).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -15,7 +16,7 @@ class Ticket(Generic[Holder]):
 
     __slots__ = ("_ledger", "closed", "holder", "key", "model", "replica")
 
-    def __init__(self, ledger: "Ledger[Holder]", holder: Holder, model: str, key: str) -> None:
+    def __init__(self, ledger: "Ledger[Holder]", holder: Holder, model: str, key: str | None) -> None:
         self._ledger = ledger
         self.holder = holder
         self.model = model
@@ -23,24 +24,27 @@ class Ticket(Generic[Holder]):
         self.replica: str | None = None
         self.closed = False
 
-    def move(self, replica: str | None) -> None:
-        """The request now runs on `replica`; None while it runs on none."""
+    def move(self, replica: str) -> None:
+        """The request now runs on `replica`."""
         if self.closed or replica == self.replica:
             return
         replicas = self._ledger.replicas
         if self.replica is not None:
             _leave(replicas, self.replica)
-        if replica is not None:
-            replicas[replica] = replicas.get(replica, 0) + 1
+        replicas[replica] = replicas.get(replica, 0) + 1
         self.replica = replica
 
     def close(self) -> bool:
         """True the first time."""
         if self.closed:
             return False
-        self.move(None)
         self.closed = True
-        self._ledger.forget(self)
+        ledger = self._ledger
+        ledger.tickets.discard(self)
+        if self.replica is not None:
+            _leave(ledger.replicas, self.replica)
+        if self.key is not None:
+            _leave(ledger.keys, self.key)
         return True
 
 
@@ -50,29 +54,28 @@ class Ledger(Generic[Holder]):
     def __init__(self) -> None:
         #: Open requests by replica; a replica without any is not in it.
         self.replicas: dict[str, int] = {}
-        self.models: dict[str, int] = {}
+        #: Open requests by key, of those keys that have a limit.
         self.keys: dict[str, int] = {}
-        self._tickets: set[Ticket[Holder]] = set()
+        self.tickets: set[Ticket[Holder]] = set()
 
-    def open(self, holder: Holder, model: str, key: str) -> Ticket[Holder]:
-        ticket = Ticket(self, holder, model, key)
-        self._tickets.add(ticket)
-        self.models[model] = self.models.get(model, 0) + 1
-        self.keys[key] = self.keys.get(key, 0) + 1
+    def open(self, holder: Holder, model: str, limited_key: str | None = None) -> Ticket[Holder]:
+        """Enters a request. `limited_key` is its key when that has a limit to be kept."""
+        ticket = Ticket(self, holder, model, limited_key)
+        self.tickets.add(ticket)
+        if limited_key is not None:
+            self.keys[limited_key] = self.keys.get(limited_key, 0) + 1
         return ticket
 
-    def forget(self, ticket: Ticket[Holder]) -> None:
-        """Called by the ticket when it closes."""
-        self._tickets.discard(ticket)
-        _leave(self.models, ticket.model)
-        _leave(self.keys, ticket.key)
+    def models(self) -> dict[str, int]:
+        """Open requests by model."""
+        return Counter(ticket.model for ticket in self.tickets)
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self.tickets)
 
     def __iter__(self) -> Iterator[Holder]:
         """The open requests, as they were at this moment."""
-        return iter([ticket.holder for ticket in self._tickets])
+        return iter([ticket.holder for ticket in self.tickets])
 
 
 def _leave(counts: dict[str, int], name: str) -> None:

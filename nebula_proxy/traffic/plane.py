@@ -79,12 +79,12 @@ class Plane:
         self.draining = False
         self.turns = itertools.count()
         self.roll = random.random
-        self._id_prefix = f"req-{os.urandom(5).hex()}-"
+        self._id_prefix = f"req-{os.urandom(5).hex()}-".encode("ascii")
         self._ids = itertools.count(1)
 
     def mint_id(self) -> bytes:
         """A request id that no other process makes."""
-        return f"{self._id_prefix}{next(self._ids):x}".encode("ascii")
+        return b"%b%x" % (self._id_prefix, next(self._ids))
 
     def sweep(self, now: float) -> None:
         """Once a second: time limits of what is open, connections kept too long, lines that wait."""

@@ -19,11 +19,24 @@ GRACE_SECONDS = LOST_AFTER_SECONDS
 #: What another proxy said of its open requests is believed for so long.
 PROXY_FRESH_SECONDS = 3.0
 
+_SOUND, _OUT = Standing.SOUND, Standing.OUT
+
 
 class Route:
     """An endpoint with what a request to it needs at hand."""
 
-    __slots__ = ("_heads", "_key", "address", "elsewhere", "endpoint", "kv_cache_usage", "replica", "waiting")
+    __slots__ = (
+        "_heads",
+        "_key",
+        "address",
+        "elsewhere",
+        "endpoint",
+        "kv_cache_usage",
+        "limits",
+        "replica",
+        "sampled_at",
+        "waiting",
+    )
 
     def __init__(self, endpoint: Endpoint, key: bytes | None) -> None:
         self.replica = endpoint.replica
@@ -37,6 +50,9 @@ class Route:
     def follow(self, endpoint: Endpoint) -> None:
         """Takes newer figures of the same engine start."""
         self.endpoint = endpoint
+        self.sampled_at = endpoint.sampled_at
+        limits = endpoint.limits
+        self.limits = (limits.waiting, limits.kv_cache_usage, limits.inflight)
         sample = endpoint.sample
         self.waiting = None if sample is None else sample.requests_waiting
         self.kv_cache_usage = None if sample is None else sample.kv_cache_usage
@@ -70,15 +86,16 @@ class Route:
 class ModelRoutes:
     """One model: its view and its routes."""
 
-    __slots__ = ("routes", "strategy", "view")
+    __slots__ = ("_by_replica", "routes", "strategy", "view")
 
     def __init__(self, view: ModelView, routes: tuple[Route, ...]) -> None:
         self.view = view
         self.routes = routes
+        self._by_replica = {route.replica: route for route in routes}
         self.strategy = routes[0].endpoint.strategy if routes else None
 
     def route(self, replica: str) -> Route | None:
-        return next((route for route in self.routes if route.replica == replica), None)
+        return self._by_replica.get(replica)
 
 
 class RoutingTable:
@@ -152,30 +169,27 @@ class RoutingTable:
         anything_held = bool(ejections)
         found = []
         for route in model.routes:
-            endpoint = route.endpoint
-            age = now - endpoint.sampled_at
-            standing = Standing.SOUND
+            replica = route.replica
+            age = now - route.sampled_at
+            standing = _SOUND
             if anything_held:
-                standing = ejections.standing(route.replica, endpoint.engine_epoch, now)
-            if standing is not Standing.OUT and age > SUSPECT_AFTER_SECONDS:
-                silence = heard - endpoint.sampled_at
+                standing = ejections.standing(replica, route.endpoint.engine_epoch, now)
+            if age > SUSPECT_AFTER_SECONDS and standing is not _OUT:
+                silence = heard - route.sampled_at
                 if silence > LOST_AFTER_SECONDS:
                     standing = Standing.SILENT
                 elif silence > SUSPECT_AFTER_SECONDS:
                     standing = Standing.SUSPECT
-            limits = endpoint.limits
             found.append(
                 Candidate(
-                    route.replica,
+                    replica,
                     standing,
-                    inflight.get(route.replica, 0),
+                    inflight.get(replica, 0),
                     route.elsewhere,
                     route.waiting,
                     route.kv_cache_usage,
                     inf if deaf else age,
-                    limits.waiting,
-                    limits.kv_cache_usage,
-                    limits.inflight,
+                    *route.limits,
                 )
             )
         return found

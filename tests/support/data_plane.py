@@ -141,7 +141,7 @@ async def running_plane(
         await plane.aclose()
         for connection in list(running.server_state.connections):
             connection.transport.abort()
-        running.should_exit = True
+        running.stop()
         await asyncio.wait_for(task, 10)
 
 

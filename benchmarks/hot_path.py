@@ -1,0 +1,160 @@
+"""What the hot path costs without a kernel: CPU of one request and of one streamed chunk, on transports that do nothing.
+
+    python benchmarks/hot_path.py [--requests 20000] [--chunks 200000] [--profile]
+
+Everything of a data plane is real but for the sockets: bytes are fed to the protocols by hand. For finding where time
+goes and for comparing two versions; what counts for users is `proxy_overhead.py`.
+"""
+
+import argparse
+import asyncio
+import cProfile
+import json
+import os
+import pstats
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from nebula_core.records.access import Role
+from nebula_core.records.deployment import Limits as ReplicaLimits
+from nebula_core.records.endpoint import Endpoint, ModelView
+from nebula_core.records.sample import EngineSample
+from nebula_core.runtime.http import UpstreamConnection
+from nebula_core.security.credentials import mint_key
+from nebula_proxy.endpoints.application import application
+from nebula_proxy.traffic.hot_path import HotPathProtocol
+from nebula_proxy.traffic.plane import Plane
+from nebula_proxy.traffic.request_log import RequestLog
+
+BODY = json.dumps({"model": "m0", "messages": [{"role": "user", "content": "x" * 200}], "max_tokens": 100}).encode()
+PLAIN = json.dumps(
+    {"id": "x", "object": "chat.completion", "choices": [{"message": {"content": "y" * 200}, "finish_reason": "stop"}],
+     "usage": {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}}
+).encode()  # fmt: skip
+EVENT = b"data: " + json.dumps(
+    {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m0",
+     "choices": [{"index": 0, "delta": {"content": " token"}, "logprobs": None, "finish_reason": None}]}
+).encode() + b"\n\n"  # fmt: skip
+
+
+class Nowhere:
+    """A transport whose bytes go nowhere."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+async def build() -> tuple[HotPathProtocol, UpstreamConnection, bytes, Plane]:
+    plane = Plane(proxy="bench", log=RequestLog(os.open(os.devnull, os.O_WRONLY)))
+    token, record = mint_key("bench", Role.CLIENT, now=time.time(), created_by="bench")
+    plane.authenticator.update({record.id: record})
+    endpoints = tuple(
+        Endpoint(
+            replica=f"m0-r{number}", deployment="m0", model="m0", node="n", host="127.0.0.1", port=9001 + number,
+            engine="vllm", engine_epoch="e", sealed_key=None, limits=ReplicaLimits(), resume=False, strategy=None,
+            sample=EngineSample(requests_waiting=0, kv_cache_usage=0.1), sampled_at=time.monotonic(),
+        )
+        for number in range(2)
+    )  # fmt: skip
+    plane.table.update({"m0": ModelView("m0", "m0", endpoints, 0, 2)})
+    config = uvicorn.Config(application(plane), log_config=None)
+    config.load()
+    state = ServerState()
+    state.default_headers = [(b"date", b"Sat, 21 Nov 2026 10:00:00 GMT")]
+    protocol_class = HotPathProtocol.bound_to(plane)
+    protocol = protocol_class(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+    protocol.connection_made(Nowhere())  # type: ignore[arg-type]
+    sent: list[UpstreamConnection] = []
+
+    def request(address: Any, data: bytes, sink: Any, *, fresh: bool = False) -> UpstreamConnection:
+        connection = pooled[address]
+        connection.send(data, sink)
+        sent[:] = [connection]
+        return connection
+
+    plane.client._bind()
+    pooled = {}
+    for port in (9001, 9002):
+        connection = UpstreamConnection(plane.client, ("127.0.0.1", port))
+        connection.connection_made(Nowhere())  # type: ignore[arg-type]
+        pooled[("127.0.0.1", port)] = connection
+    plane.client.request = request  # type: ignore[method-assign]
+    plane.client.keep = lambda connection: None  # type: ignore[method-assign]
+    wire = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    ).encode() + BODY
+    assert isinstance(protocol, HotPathProtocol)
+    return protocol, sent, wire, plane  # type: ignore[return-value]
+
+
+async def requests(count: int) -> float:
+    protocol, sent, wire, plane = await build()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(PLAIN), PLAIN)
+    began = time.process_time()
+    for _ in range(count):
+        protocol.data_received(wire)
+        sent[0].data_received(answer)  # type: ignore[index]
+    spent = time.process_time() - began
+    assert plane.meters.models["m0"].statuses == {200: count}, plane.meters.models["m0"].statuses
+    return spent / count * 1e6
+
+
+async def chunks(count: int) -> float:
+    protocol, sent, wire, plane = await build()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+    protocol.data_received(wire)
+    connection: UpstreamConnection = sent[0]  # type: ignore[index]
+    connection.data_received(head + chunk)
+    receive = connection.data_received
+    began = time.process_time()
+    for _ in range(count):
+        receive(chunk)
+    spent = time.process_time() - began
+    assert sum(plane.meters.models["m0"].itl.counts) == count
+    return spent / count * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--chunks", type=int, default=200_000)
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    if args.profile:
+        profile = cProfile.Profile()
+        profile.runcall(asyncio.run, requests(args.requests))
+        pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+        return
+    figures = {
+        "benchmark": "hot_path",
+        "us_per_request": round(min(asyncio.run(requests(args.requests)) for _ in range(3)), 2),
+        "us_per_chunk": round(min(asyncio.run(chunks(args.chunks)) for _ in range(3)), 3),
+    }
+    print(f"request {figures['us_per_request']} us, chunk {figures['us_per_chunk']} us of user time, best of 3")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
