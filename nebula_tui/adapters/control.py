@@ -5,7 +5,8 @@ error of this module with the next step in it; nothing of httpx leaves here.
 
 `watch()` never ends by itself: it yields what the server says and, between connections, what became of the link, so
 that the screen can show the age of everything while it reconnects (backoff 0.25 s … 2 s: GOALS wants recovery in 3 s).
-The server sends a comment every few seconds when nothing happens; a silence of `SILENCE_SECONDS` counts as a lost link.
+A process that dies closes the connection; one that is frozen only falls silent. So after a second without a word the
+server is asked something small: an answer proves that nothing has changed, none within `PROBE_SECONDS` is a lost link.
 """
 
 import asyncio
@@ -44,8 +45,11 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 
-#: Keepalive comments come every 5 s.
+#: Followed streams carry a comment every 5 s; this long without a byte is a broken one.
 SILENCE_SECONDS = 12.0
+PROBE_AFTER_SECONDS = 1.2
+PROBE_SECONDS = 0.8
+_END = SseEvent("", "end of stream")
 _BACKOFF = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -126,12 +130,14 @@ class ControlClient:
         *,
         timeout_seconds: float = 10.0,
         silence_seconds: float = SILENCE_SECONDS,
+        probe_after_seconds: float = PROBE_AFTER_SECONDS,
         ca_file: str | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._key = api_key
         self._timeout = timeout_seconds
         self._silence = silence_seconds
+        self._probe_after = probe_after_seconds
         self._ca_file = ca_file
         self._http: httpx.AsyncClient | None = None
 
@@ -150,8 +156,7 @@ class ControlClient:
 
     async def openai_base_url(self) -> str | None:
         """Where clients send chat requests, as the control process was told; None when it was not."""
-        found = json.loads(await self._call("GET", "/cluster")).get("openai_base_url")
-        return str(found) if found else None
+        return (await self.cluster()).openai_base_url
 
     async def nodes(self) -> tuple[NodeView, ...]:
         return await self._list("/nodes", NodeView)
@@ -209,13 +214,43 @@ class ControlClient:
     async def _watch_once(self) -> AsyncIterator[WatchMessage]:
         async with self._stream("/watch", {}) as events:
             yield Connected()
-            async for event in events:
+            async for event in self._never_silent(events):
                 if event is not None and event.event == "snapshot":
                     yield _decode(WatchSnapshot, event.data)
                 elif event is not None and event.event == "delta":
                     yield _decode(WatchDelta, event.data)
                 else:
                     yield Alive()
+
+    async def _never_silent(self, events: AsyncIterator[SseEvent | None]) -> AsyncIterator[SseEvent | None]:
+        """The events; in a silence, None for each proof of life. Raises Unreachable when there is none."""
+        reading = asyncio.ensure_future(anext(events, _END))
+        try:
+            while True:
+                done, _ = await asyncio.wait({reading}, timeout=self._probe_after)
+                if not done:
+                    await self._probe()
+                    yield None
+                    continue
+                event = reading.result()
+                if event is _END:
+                    return
+                reading = asyncio.ensure_future(anext(events, _END))
+                yield event
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+            if not reading.cancelled():
+                reading.exception()  # told by the one who asked, or nobody listens any more
+
+    async def _probe(self) -> None:
+        import httpx
+
+        try:
+            # Any answer will do, also a refusal: the process is there and its loop turns.
+            await self._client().get("/api/v1/whoami", timeout=PROBE_SECONDS)
+        except (httpx.HTTPError, OSError) as error:
+            raise self._unreachable(error) from error
 
     async def logs(self, replica: str, *, tail: int = 200, follow: bool = True) -> AsyncIterator[LogLine]:
         params = {"tail": str(tail), **({"follow": "1"} if follow else {})}
@@ -225,6 +260,8 @@ class ControlClient:
                     yield _decode(LogLine, event.data)
                 elif event is not None and event.event == "error":
                     raise _refused(None, event.data)
+                elif event is not None and event.event == "end":
+                    raise NotFound(f"{replica} is gone, no more lines will come", hint=None)
 
     # -------------------------------------------------------------------------------------------------- plumbing
 

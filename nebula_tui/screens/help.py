@@ -20,9 +20,9 @@ _SECTIONS: Final[tuple[_Section, ...]] = (
         "everywhere",
         (
             ("1-8", "screens"),
-            (":", "command: nodes, scale NAME=N, drain NAME, logs NAME"),
+            (":", "command: scale NAME=N, drain NAME, logs NAME"),
             ("^P", "palette: every screen, thing and action"),
-            ("/", "filter: text !not ~fuzzy util>90; in logs: search"),
+            ("/", "filter: text !not ~fuzzy util>90; logs: search"),
             ("esc", "back, clear the filter"),
             ("[ ] -", "earlier, later, last screen"),
             ("p", "pause what is seen; data go on coming"),

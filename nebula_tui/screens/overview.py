@@ -43,8 +43,8 @@ class OverviewView(View):
     OverviewView.-listed #ov-gpus { width: 60fr; }
     OverviewView.-listed #ov-models { width: 60fr; }
     OverviewView #ov-bottom { height: 10; }
-    OverviewView #ov-trouble { width: 64fr; padding: 0; }
-    OverviewView #ov-events { width: 56fr; padding: 0; }
+    OverviewView #ov-trouble { width: 70fr; padding: 0; }
+    OverviewView #ov-events { width: 50fr; padding: 0; }
     OverviewView #ov-traffic { height: 2; }
     OverviewView #ov-refused { height: 1; }
     OverviewView.-compact #ov-strip { display: block; }
@@ -57,6 +57,8 @@ class OverviewView(View):
     OverviewView.-compact #ov-gpus { display: none; }
     OverviewView.-compact #ov-events { display: none; }
     OverviewView.-compact #ov-bottom { height: 6; }
+    OverviewView.-tiny #ov-top { display: none; }
+    OverviewView.-tiny #ov-bottom { height: 4; }
     """
 
     def compose(self) -> ComposeResult:
@@ -96,6 +98,7 @@ class OverviewView(View):
     def refresh_data(self) -> None:
         fleet, now = self.fleet, self.host.now()
         self.set_class(self.compact, "-compact")
+        self.set_class(self.app.size.height < 20, "-tiny")
         sums = overview.totals(fleet)
         stale = not fleet.is_live(now)
         listed = 0 < sums.gpus <= overview.LISTED_GPUS or (sums.gpus == 0 and sums.nodes <= overview.LISTED_GPUS)
