@@ -45,7 +45,7 @@ class MetricNames:
     #: Histograms, without `_bucket`.
     ttft: Names = ()
     itl: Names = ()
-    #: Counters and histograms appear with their first event (SGLang): absent ones are missed only once others are there.
+    #: Counters and histograms appear with their first event (SGLang): absent ones are not missed.
     late: bool = False
 
     def wanted(self) -> frozenset[str]:
@@ -129,7 +129,7 @@ def read(names: MetricNames, scan: Scan, model: str, now: float) -> Figures:
             histograms[field] = buckets
         elif getattr(names, field):
             missing.append(getattr(names, field)[0])
-    if names.late and not counters:
+    if names.late:
         missing = [name for name in missing if any(name in getattr(names, field) for field in _GAUGES)]
     marks = tuple(counters[field] for field in _MARKS if field in counters)
     reading = Reading(now, frozen_map(counters), frozen_map(histograms))
