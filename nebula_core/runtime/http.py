@@ -140,7 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.answered = True
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.surplus:
                 self.malformed = self.malformed or str(error) or type(error).__name__
         if not self.begun:
@@ -231,6 +231,7 @@ class UpstreamConnection(asyncio.Protocol):
         if status < 200:
             if status == 101:
                 self.malformed = "the engine switched protocols"
+                raise ValueError(self.malformed)
             return
         if len(headers) > MAX_HEADERS:
             self.malformed = f"more than {MAX_HEADERS} headers"

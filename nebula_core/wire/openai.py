@@ -63,7 +63,7 @@ def read_facts(body: bytes) -> Facts | BadBody:
         facts = _request_decoder.decode(body)
     except msgspec.ValidationError as error:
         return _explain(str(error))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return BadBody(f"The body is not JSON: {error}", None, "send one JSON object, UTF-8, without a comment or NaN")
     except RecursionError:
         return BadBody("The body is nested too deeply", None, "send a flatter JSON object")
@@ -203,7 +203,7 @@ def read_events(events: bytes) -> StreamNews:
             continue
         try:
             payload = _payload_decoder.decode(line[5:])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue  # not of the shape looked for: the client may understand it
         found = payload.usage or (payload.response.usage if payload.response is not None else None)
         if found is not None:
@@ -222,7 +222,7 @@ def read_usage(body: bytes) -> Usage | None:
         return None
     try:
         payload = _payload_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return payload.usage.plain() if payload.usage is not None else None
 
@@ -233,14 +233,11 @@ def ended_well(last: bytes, dialect: Dialect) -> bool:
         return b'"response.completed"' in last or b'"response.incomplete"' in last or b'"response.failed"' in last
     if dialect is Dialect.MESSAGES:
         return b"message_stop" in last
-    return (
-        last.startswith(sse.DONE)
-        or b"\ndata: [DONE]" in last
-        or b"\ndata:[DONE]" in last
-        or _FINISHED(last) is not None
-    )
+    return _DONE(last) is not None or _FINISHED(last) is not None
 
 
+#: Inside JSON a line never begins anew, so no text of a model can look like this.
+_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE).search
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"').search
 
 

@@ -8,9 +8,6 @@ client never sees half an event, whatever becomes of the engine. Readers of even
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: What a stream of the chat and completions calls ends with.
-DONE = b"data: [DONE]"
-
 
 class TooLong(ValueError):
     """An event grew past the limit without an end: the sender is broken."""
