@@ -132,7 +132,7 @@ def test_the_control_process_killed_serves_on_and_comes_back(up):
 
         def leader():
             try:
-                return up.api("GET", "/leader")["leader"]
+                return up.api("GET", "/cluster")["leader"]
             except (httpx.HTTPError, AssertionError):
                 return None
 

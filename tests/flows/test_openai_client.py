@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from tests.support.engine_process import SimulatedEngine
 from tests.support.up import eventually
 
 pytestmark = pytest.mark.flow
@@ -21,9 +22,7 @@ def client(up):
 @pytest.fixture(scope="module")
 def alone(up, tmp_path_factory):
     """The text of a simulated engine that nobody stands in front of."""
-    from tests.support.engine_process import engine
-
-    with engine("--served-model-name", "demo") as running:
+    with SimulatedEngine(tmp_path_factory.mktemp("alone"), "--served-model-name", "demo") as running:
         body = {"model": "demo", "messages": MESSAGES, "temperature": 0, "max_tokens": 48}
         chat = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=30).json()
         plain = {"model": "demo", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 32}

@@ -112,7 +112,7 @@ def cluster(data: Path, *flags: str, env: dict[str, str] | None = None) -> Itera
     try:
         yield up.start()
     finally:
-        if up.process is not None and up.process.poll() is None:
+        if up.process is not None:
             up.stop()
 
 
