@@ -1,0 +1,140 @@
+"""NVML in all its moods: the real binding, in a process that loads the stub library."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.nvml import StubNvml
+
+
+class Reader:
+    def __init__(self, env):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.agent.adapters.nvml_reader"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+
+    def read(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the reader died"
+        return json.loads(line)
+
+    def until(self, holds, seconds=15):
+        deadline = time.monotonic() + seconds
+        while not holds(reading := self.read()):
+            assert time.monotonic() < deadline, reading
+        return reading
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory):
+    return StubNvml(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def reader(stub):
+    stub.set("ok")
+    made = Reader(stub.env(os.getpid()))
+    yield made
+    made.close()
+
+
+def seen(reading):
+    return len(reading["gpus"]) == 2
+
+
+def test_everything_answers(reader):
+    reading = reader.until(seen)
+    assert [gpu["id"] for gpu in reading["gpus"]] == ["GPU-stub-0", "GPU-stub-1"]
+    assert reading["driver"] == "580.00.stub"
+    assert reading["problems"] == []
+    first, second = reading["samples"]
+    assert first["memory_used_bytes"] == 1 << 30
+    assert second["memory_used_bytes"] == 2 << 30
+    assert first["memory_total_bytes"] == 80 << 30
+    assert (first["utilization_ratio"], first["temperature_celsius"], first["power_watts"]) == (0.37, 51, 321.5)
+    assert first["power_limit_watts"] == 700
+    # The stub has no such function, like an old driver.
+    assert first["sm_clock_mhz"] is None
+    assert [(each["pid"], each["memory_used_bytes"]) for each in first["processes"]] == [(os.getpid(), 1 << 30)]
+    assert first["processes"][0]["name"]
+    assert second["processes"] == []
+
+
+def test_what_a_card_does_not_support_is_unknown(reader, stub):
+    reader.until(seen)
+    stub.set("unsupported")
+    reading = reader.until(lambda reading: reading["samples"][0]["utilization_ratio"] is None)
+    sample = reading["samples"][0]
+    assert sample["memory_used_bytes"] == 1 << 30
+    assert (sample["temperature_celsius"], sample["power_watts"], sample["fault"]) == (None, None, None)
+
+
+def test_a_lost_card_has_a_fault_and_its_neighbour_goes_on(reader, stub):
+    reader.until(seen)
+    stub.set("lost")
+    reading = reader.until(lambda reading: reading["samples"][1]["fault"])
+    assert "fell off the bus" in reading["samples"][1]["fault"]
+    assert reading["samples"][1]["memory_used_bytes"] is None
+    assert reading["samples"][0]["fault"] is None
+    assert reading["samples"][0]["utilization_ratio"] == 0.37
+    assert [gpu["id"] for gpu in reading["gpus"]] == ["GPU-stub-0", "GPU-stub-1"]
+
+
+def test_a_driver_that_hangs_delays_nobody_and_is_told(reader, stub):
+    reader.until(seen)
+    stub.set("hang")
+    reading = reader.until(lambda reading: reading["problems"])
+    assert reading["seconds"] < 2
+    assert reading["problems"][0]["code"] == "nvml_hung"
+    assert {sample["fault"] for sample in reading["samples"]} == {"the driver hangs"}
+    assert {sample["memory_used_bytes"] for sample in reading["samples"]} == {None}
+    stub.set("ok")
+    reading = reader.until(lambda reading: not reading["problems"])
+    assert reading["samples"][0]["memory_used_bytes"] == 1 << 30
+
+
+def test_cards_do_not_vanish_with_the_driver(reader, stub):
+    reader.until(seen)
+    stub.set("dead")
+    reading = reader.until(lambda reading: reading["problems"])
+    assert len(reading["gpus"]) == 2
+    assert all(sample["fault"] for sample in reading["samples"])
+
+
+def test_no_permission_says_so(stub):
+    stub.set("noperm")
+    reader = Reader(stub.env())
+    try:
+        reading = reader.until(lambda reading: reading["problems"])
+        assert reading["problems"][0]["code"] == "nvml_failed"
+        assert reading["gpus"] == []
+    finally:
+        reader.close()
+
+
+def test_no_driver_is_no_trouble():
+    reader = Reader({"LD_LIBRARY_PATH": ""})
+    try:
+        reading = reader.until(lambda reading: reading["gpus"] or reading["problems"])
+        if reading["gpus"]:
+            pytest.skip("this machine has NVIDIA GPUs")
+        assert reading["problems"][0]["code"] == "no_gpu_driver"
+        assert reading["problems"][0]["severity"] == "info"
+    finally:
+        reader.close()

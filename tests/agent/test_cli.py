@@ -1,0 +1,98 @@
+"""What a person types: settings that are checked, a preflight table, the simulated engine."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nebula_agent.settings import AgentSettings
+from nebula_core.errors import SettingsError
+from nebula_core.runtime.settings import load_settings
+from nebula_core.security.envelope import SigningKey
+
+
+def agent(*words, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "nebula_agent", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def test_version():
+    done = agent("version")
+    assert done.returncode == 0
+    assert re.match(r"nebula-agent \d+\.\d+", done.stdout)
+
+
+def test_an_unknown_setting_names_the_nearest_one(tmp_path):
+    config = tmp_path / "agent.toml"
+    config.write_text('nod = "a"\n')
+    done = agent("run", "--config", str(config))
+    assert done.returncode == 1
+    assert "unknown setting 'nod'" in done.stderr
+    assert "Did you mean 'node'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = agent("check", env={"NEBULA_AGENT_PORTRANGE": "[1, 2]"})
+    assert "NEBULA_AGENT_PORT_RANGE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('gpus = "simulated"', "simulated:N"),
+        ("port_range = [5, 4]", "must be above 0 and not above the last"),
+        ('node = "Not A Name"', "node"),
+        ("term_seconds = 0", "greater than 0"),
+    ],
+)
+def test_impossible_values_are_told_by_name(tmp_path, line, said):
+    config = tmp_path / "agent.toml"
+    config.write_text(line)
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        load_settings(AgentSettings, config, {})
+
+
+def test_engines_listen_on_the_address_proxies_use():
+    assert AgentSettings(address="10.1.2.3").engine_host == "10.1.2.3"
+    assert AgentSettings(address="gpu-a1.example").engine_host == "0.0.0.0"
+    assert AgentSettings(address="localhost").engine_host == "127.0.0.1"
+    assert AgentSettings(address="10.1.2.3", listen_host="0.0.0.0").engine_host == "0.0.0.0"
+
+
+def test_without_verify_keys_it_does_not_start(tmp_path):
+    done = agent("run", env={"NEBULA_AGENT_DATA_DIR": str(tmp_path)})
+    assert done.returncode == 1
+    assert "verify_keys is not set" in done.stderr
+
+
+def test_check_says_what_is_there_and_what_is_missing(tmp_path, store_url):
+    key = tmp_path / "verify.keys"
+    key.write_text(SigningKey.generate().public_base64)
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'data_dir = "{tmp_path}"\nverify_keys = "{key}"\ngpus = "simulated:2"\n[store]\nurl = "{store_url}"\n'
+    )
+    done = agent("check", "--config", str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^ok +store", done.stdout, re.MULTILINE)
+    assert re.search(r"^ok +engine simulated", done.stdout, re.MULTILINE)
+    assert re.search(r"^warn +sealing_public_key", done.stdout, re.MULTILINE)
+    config.write_text(f'data_dir = "{tmp_path}"\n[store]\nurl = "unix:///nowhere/s"\n')
+    done = agent("check", "--config", str(config))
+    assert done.returncode == 1
+    assert re.search(r"^FAIL +store", done.stdout, re.MULTILINE)
+    assert re.search(r"^FAIL +verify_keys", done.stdout, re.MULTILINE)
+    assert "→" in done.stdout
+
+
+def test_the_simulated_engine_is_a_command_of_the_agent():
+    done = agent("simulate-engine", "--help")
+    assert done.returncode == 0
+    assert "--fault" in done.stdout
