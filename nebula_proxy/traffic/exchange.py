@@ -631,7 +631,7 @@ class Exchange:
                 len(self._request.body),
                 self._sent_bytes,
                 self._attempts,
-                detail,
+                detail[:500] if detail is not None else None,
             )
         )
 

@@ -5,6 +5,7 @@ into a list, and the list is written when it is long or a moment has passed. At 
 lines are counted instead, and the count is the next line.
 """
 
+import json
 import os
 import time
 from typing import IO
@@ -50,8 +51,13 @@ class RequestLog:
         self._encode = msgspec.json.Encoder().encode
         self._lines: list[bytes] = []
         self._dropped = 0
-        self._second = 0
+        self._second = -1
         self._stamp = ""
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost since the last ones that could be written."""
+        return self._dropped
 
     def stamp(self, wall: float) -> str:
         """ISO 8601 in UTC, as the other logs write it; made anew once a second."""
@@ -68,7 +74,11 @@ class RequestLog:
         if len(lines) >= MAX_LINES:
             self._dropped += 1
             return
-        lines.append(self._encode(line))
+        data = self._encode(line)
+        if not data.isascii():
+            # A line stays one line, whatever a client or an engine put into it (reliability T18).
+            data = json.dumps(json.loads(data)).encode("ascii")
+        lines.append(data)
         if len(lines) >= WRITE_AT:
             self.flush()
 
