@@ -38,8 +38,14 @@ def stream_answer(chunks: AsyncIterator[bytes]) -> Response:
     return StreamingResponse(chunks, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
+#: Line ends for some clients, though not by the rules of the format.
+_LINE_ENDS = str.maketrans({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
+
+
 def sse(event: str, data: str, event_id: str | None = None) -> bytes:
-    """One event. JSON holds no line breaks, so `data` is one line."""
+    """One event; `data` is JSON and so one line, for every idea of what a line is."""
+    if not data.isascii():
+        data = data.translate(_LINE_ENDS)
     head = f"id: {event_id}\n" if event_id is not None else ""
     return f"{head}event: {event}\ndata: {data}\n\n".encode()
 

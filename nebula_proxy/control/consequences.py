@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from nebula_core.records.placement import Wanted
-from nebula_core.records.plan import Bucket, Plan, PlanEntry, Unplaceable
+from nebula_core.records.plan import Bucket, PlacementChange, Plan, PlanEntry, Unplaceable
 from nebula_core.records.replica import Phase
 from nebula_core.records.snapshot import ClusterSnapshot
 from nebula_core.records.views import PlanView
@@ -34,7 +34,7 @@ def consequences(
 
 def focused(without: Plan, planned: Plan, concerned: frozenset[str]) -> Plan:
     known_entries = {_key(entry) for entry in without.entries}
-    known_changes = {(change.replica, change.reason) for change in without.changes}
+    known_changes = {_act(change) for change in without.changes}
     known_blocks = {_block(one) for one in without.unplaceable}
     deployments = {change.replica: change.placement.deployment for change in planned.changes if change.placement}
     return planned.model_copy(
@@ -45,7 +45,7 @@ def focused(without: Plan, planned: Plan, concerned: frozenset[str]) -> Plan:
             "changes": tuple(
                 change
                 for change in planned.changes
-                if deployments.get(change.replica) in concerned or (change.replica, change.reason) not in known_changes
+                if deployments.get(change.replica) in concerned or _act(change) not in known_changes
             ),
             "unplaceable": tuple(
                 one for one in planned.unplaceable if one.deployment in concerned or _block(one) not in known_blocks
@@ -55,7 +55,12 @@ def focused(without: Plan, planned: Plan, concerned: frozenset[str]) -> Plan:
 
 
 def _key(entry: PlanEntry) -> tuple[object, ...]:
-    return (entry.bucket, entry.deployment, entry.replica, entry.node, entry.gpus)
+    # Without its place: that a neighbour gets another GPU than he would have got is no news.
+    return (entry.bucket, entry.deployment, entry.replica)
+
+
+def _act(change: PlacementChange) -> tuple[object, ...]:
+    return (change.replica, None if change.placement is None else change.placement.wanted)
 
 
 def _block(one: Unplaceable) -> tuple[object, ...]:

@@ -24,6 +24,8 @@ from nebula_proxy.control.watching import WatchHub
 log = structlog.get_logger(__name__)
 
 LINES_AT_ONCE: Final = 500
+#: As many as a replica's stream keeps: a follower that is this far behind misses the rest.
+MOST_AT_ONCE: Final = 10_000
 ENTRIES_AT_ONCE: Final = 200
 #: Between two looks for lines: shortest while they flow, longest while it is quiet.
 SHORTEST_PAUSE: Final = 0.1
@@ -53,16 +55,14 @@ class Follower:
         began = self._clock.monotonic()
         await self._store.watch_logs(replica)
         lines: list[LogLine] = []
+        cursor: str | None = None
         grew = began
         while True:
-            cursor = lines[-1].id if lines else None
-            fresh = await self._store.read_logs(replica, cursor, LINES_AT_ONCE)
+            fresh, cursor = await self._read_on(replica, cursor, tail)
             now = self._clock.monotonic()
             if fresh:
-                lines = [*lines, *fresh][-tail:] if tail else []
+                lines = _last([*lines, *fresh], tail)
                 grew = now
-                if len(fresh) == LINES_AT_ONCE:
-                    continue
             if now - began >= FIRST_LINES_SECONDS or (lines and now - grew >= QUIET_SECONDS):
                 return self._young(lines, since_seconds)
             await asyncio.sleep(SHORTEST_PAUSE)
@@ -85,18 +85,11 @@ class Follower:
             if now - renewed >= RENEW_SECONDS:
                 await self._store.watch_logs(replica)
                 renewed = now
-            fresh = await self._store.read_logs(replica, cursor, LINES_AT_ONCE)
+            first = cursor is None
+            fresh, cursor = await self._read_on(replica, cursor, tail if first else MOST_AT_ONCE)
             if fresh:
-                first, cursor = cursor is None, fresh[-1].id
-                while first and len(fresh) >= LINES_AT_ONCE:
-                    more = await self._store.read_logs(replica, cursor, LINES_AT_ONCE)
-                    cursor = more[-1].id if more else cursor
-                    fresh = [*fresh, *more][-max(tail, 1) :]
-                    if len(more) < LINES_AT_ONCE:
-                        break
-                shown = fresh[-tail:] if first and tail else [] if first else fresh
-                lines = self._young(shown, since_seconds) if first else shown
                 spoke, pause = now, SHORTEST_PAUSE
+                lines = self._young(fresh, since_seconds) if first else fresh
                 yield b"".join(sse("line", line.to_json(), line.id) for line in lines) or KEEPALIVE
             elif now - spoke >= KEEPALIVE_SECONDS:
                 spoke = now
@@ -107,6 +100,17 @@ class Follower:
                     return
                 pause = min(LONGEST_PAUSE, pause * 1.5)
             await self._pause(pause)
+
+    async def _read_on(self, replica: str, cursor: str | None, keep: int) -> tuple[list[LogLine], str | None]:
+        """Reads to the end of what there is after the cursor; the last `keep` lines and the new cursor."""
+        lines: list[LogLine] = []
+        while True:
+            fresh = await self._store.read_logs(replica, cursor, LINES_AT_ONCE)
+            if fresh:
+                cursor = fresh[-1].id
+                lines = _last([*lines, *fresh], keep)
+            if len(fresh) < LINES_AT_ONCE:
+                return lines, cursor
 
     def _is_gone(self, replica: str) -> bool:
         view = self._watcher.snapshot
@@ -165,6 +169,10 @@ class Follower:
                 await self._hub.closed.wait()
         except TimeoutError:
             return
+
+
+def _last(lines: list[LogLine], count: int) -> list[LogLine]:
+    return lines[-count:] if count else []
 
 
 def _error(error: NebulaError) -> bytes:

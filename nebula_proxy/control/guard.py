@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
+from fastapi import HTTPException
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

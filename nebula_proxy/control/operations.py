@@ -35,7 +35,7 @@ class Resource(Protocol):
     def operations(self) -> Sequence[Operation]: ...
 
 
-def principal_of(request: Request) -> Principal:
+async def principal_of(request: Request) -> Principal:
     """The caller, whom the route has let in."""
     caller: Caller = request.scope[CALLER]
     if caller.principal is None:
@@ -59,7 +59,7 @@ async def call_of(
     path = request.scope["path"]
     parts = (request.method, path, if_match or "", str(dry_run))
     return Call(
-        principal=principal_of(request),
+        principal=await principal_of(request),
         request_id=request.scope[CALLER].request_id,
         what=f"{request.method} {path}",
         fingerprint=hashlib.sha256("\n".join(parts).encode() + b"\n" + body).hexdigest(),

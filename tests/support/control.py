@@ -51,8 +51,11 @@ class RunningControl:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, role: Role | None = Role.ADMIN, **options: Any) -> httpx.AsyncClient:
-        headers = {} if role is None else {"authorization": f"Bearer {self.tokens[role]}"}
+    def client(
+        self, role: Role | None = Role.ADMIN, *, headers: dict[str, str] | None = None, **options: Any
+    ) -> httpx.AsyncClient:
+        key = {} if role is None else {"authorization": f"Bearer {self.tokens[role]}"}
+        headers = {**key, **(headers or {})}
         return httpx.AsyncClient(base_url=self.url + API, headers=headers, timeout=10, trust_env=False, **options)
 
     # -- the cluster around it -------------------------------------------------------------------------------------
@@ -174,6 +177,13 @@ class Events:
                 elif not line and data:
                     return name, json.loads(data)
             raise AssertionError("the stream has ended")
+
+    async def opened(self, seconds: float = 5.0) -> None:
+        """Waits for the comment with which a stream begins."""
+        async with asyncio.timeout(seconds):
+            async for line in self._lines:
+                if line.startswith(":"):
+                    return
 
     async def until(self, holds: Any, seconds: float = 5.0) -> tuple[str, Any]:
         """The first event for which `holds(name, data)`."""
