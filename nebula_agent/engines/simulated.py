@@ -7,7 +7,7 @@ from pathlib import Path
 from nebula_agent.engines.base import Command, Launch, Probe, Program, completion_probe, embedding_probe
 from nebula_agent.engines.metrics import MetricNames
 from nebula_agent.engines.options import has_any, options
-from nebula_agent.engines.vllm import VLLM_NAMES
+from nebula_agent.engines.vllm import QUIET_PATHS, VLLM_NAMES
 from nebula_core.records.base import frozen_map
 from nebula_core.records.deployment import DeploymentSpec
 
@@ -36,6 +36,8 @@ class Simulated:
             argv += ["--preset", launch.simulated_preset]
         if not has_any(args, {"shutdown-timeout"}):
             argv += ["--shutdown-timeout", str(max(1, int(launch.term_seconds) - 2))]
+        if not has_any(args, {"disable-access-log-for-endpoints", "access-log"}):
+            argv += ["--disable-access-log-for-endpoints", QUIET_PATHS]
         argv += options(args, falsehood="negate")
         content = None
         if launch.key is not None:

@@ -28,6 +28,11 @@ VLLM_NAMES = MetricNames(
 )
 #: From this version on SIGTERM can let requests finish first; before, the option is unknown and ends the start.
 _SHUTDOWN_TIMEOUT_SINCE = (0, 18)
+_QUIET_OPTION = "disable-access-log-for-endpoints"
+#: The option is in 0.32, where it was tried; earlier versions were not looked at.
+_QUIET_SINCE = (0, 32)
+#: Asked every second by the agent: in the log they would bury what the engine says.
+QUIET_PATHS = "/health,/metrics,/v1/models"
 _PARALLEL = frozenset({"tensor-parallel-size", "tp", "pipeline-parallel-size", "pp", "data-parallel-size", "dp"})
 
 
@@ -56,6 +61,8 @@ class Vllm:
         if not has_any(spec.args, {"shutdown-timeout"}) and (version is None or version >= _SHUTDOWN_TIMEOUT_SINCE):
             # Less than what the agent waits before it kills the group.
             argv += ["--shutdown-timeout", str(max(1, int(launch.term_seconds) - 2))]
+        if version is not None and version >= _QUIET_SINCE and not has_any(spec.args, {_QUIET_OPTION}):
+            argv += [f"--{_QUIET_OPTION}", QUIET_PATHS]
         if spec.adapters:
             argv += ["--enable-lora", "--lora-modules"]
             argv += [f"{adapter.name}={adapter.source}" for adapter in spec.adapters]

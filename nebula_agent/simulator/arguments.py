@@ -34,6 +34,8 @@ class SimulatorSettings:
     faults: Faults
     allow_request_faults: bool
     access_log: bool
+    #: Paths whose requests leave no line in the access log.
+    silent_paths: frozenset[str]
 
 
 def parse_arguments(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> SimulatorSettings:
@@ -88,6 +90,7 @@ def parse_arguments(argv: Sequence[str], environment: Mapping[str, str] | None =
         faults=faults,
         allow_request_faults=given.allow_request_faults,
         access_log=given.access_log,
+        silent_paths=frozenset(path for path in given.disable_access_log_for_endpoints.split(",") if path),
     )
 
 
@@ -134,5 +137,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--dev-mode", action="store_true")
     add("--fault", action="append", default=[], metavar="KIND[=ARG]", help="see nebula_agent/simulator/__init__.py")
     add("--allow-request-faults", action="store_true", help="obey the field nebula_fault in request bodies")
+    add("--disable-access-log-for-endpoints", default="", metavar="PATH[,PATH]")
     add("--access-log", action=argparse.BooleanOptionalAction, default=True)
     return parser

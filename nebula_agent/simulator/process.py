@@ -86,6 +86,7 @@ class _Server:
             keys=settings.api_keys,
             pooling=settings.pooling,
             dev_mode=settings.dev_mode,
+            silent_paths=settings.silent_paths,
         )
         self._http = HttpServer(routes)
         self._stop = asyncio.Event()

@@ -43,11 +43,19 @@ class Routes:
     """The application the HTTP server calls."""
 
     def __init__(
-        self, service: Service, metrics: EngineMetrics, *, keys: tuple[str, ...], pooling: bool, dev_mode: bool
+        self,
+        service: Service,
+        metrics: EngineMetrics,
+        *,
+        keys: tuple[str, ...],
+        pooling: bool,
+        dev_mode: bool,
+        silent_paths: frozenset[str] = frozenset(),
     ) -> None:
         self._service = service
         self._metrics = metrics
         self._keys = tuple(key.encode() for key in keys)
+        self._silent_paths = silent_paths
         self._started = now()
         self._server_load = 0
         self._bodies: dict[str, _BodyHandler] = {**_ALWAYS, **(_POOLING if pooling else _GENERATING)}
@@ -118,7 +126,8 @@ class Routes:
 
     def _record(self, exchange: Exchange, began: float) -> None:
         request = exchange.request
-        _access.info('%s - "%s %s HTTP/1.1" %s', request.client, request.method, request.path, exchange.status)
+        if request.path not in self._silent_paths:
+            _access.info('%s - "%s %s HTTP/1.1" %s', request.client, request.method, request.path, exchange.status)
         if request.path in UNCOUNTED_PATHS or exchange.status == 401:
             return
         known = request.path in self._bodies or any(path == request.path for _, path in self._plain)

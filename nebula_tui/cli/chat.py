@@ -114,7 +114,8 @@ def _ask(session: Session, target: Target, base: str, body: dict[str, Any], repl
     if not ended:
         raise CommandError("the answer was cut before its end", hint="ask again; `nebula events` says what happened")
     answer = "".join(text)
-    took = time.monotonic() - (first or began)
+    # Over the whole answer: engines may hand out many tokens in one piece, so the time after the first says little.
+    took = time.monotonic() - began
     tokens = usage.get("completion_tokens")
     rate = tokens / took if tokens and took > 0 else None
     figures = {
