@@ -1,8 +1,10 @@
 """Engines as processes of this machine: own session, log in a file, found again after a restart of the agent.
 
 The engine writes its log itself: nothing of it passes through the agent, so the engine neither waits for the agent nor dies
-with it. Every process of a start carries a marker in its environment, so that workers that left the group, and whatever a
-killed agent left behind, are known as ours. Two facts together name a process: its pid and when it began.
+with it. Every process of a start is in one session and carries a marker in its environment, so that workers that left
+the group, and whatever a killed agent left behind, are known as ours. Neither is enough alone: vLLM's workers write their
+title over their environment, others make a session of their own. Two facts together name a process: its pid and when it
+began.
 """
 
 import asyncio
@@ -45,6 +47,8 @@ class ProcessRuntime:
         #: Those that this agent process started itself: only their exit status can be known.
         self._children: dict[int, Child] = {}
         self._shared_memory: dict[str, frozenset[Path]] = {}
+        #: Replica by session, which is the leader's pid.
+        self._sessions: dict[int, str] = {}
 
     async def start(self, launch: Launch, command: Command, room: Room) -> Started:
         if command.key_file_content is not None:
@@ -60,6 +64,7 @@ class ProcessRuntime:
             cwd=self._directory,
         )
         self._children[child.pid] = child
+        self._sessions[child.pid] = room.replica
         return Started(
             runtime=self.kind,
             engine_epoch=room.engine_epoch,
@@ -75,6 +80,11 @@ class ProcessRuntime:
             pid_created=started_at(child.pid),
             marker=f"{MARKER}={marker}",
         )
+
+    def know(self, started: Started, replica: str) -> None:
+        """An engine of an earlier agent process, found again."""
+        if started.pid is not None and started.boot_id == self._boot_id:
+            self._sessions[started.pid] = replica
 
     def look(self, started: Started) -> Look:
         pid = started.pid
@@ -150,6 +160,7 @@ class ProcessRuntime:
         status = child.poll() if child is not None else None
         if not stopped.survivors:
             self._children.pop(pid, None)
+            self._sessions.pop(pid, None)
         swept = await asyncio.to_thread(
             shm.sweep,
             self._shared_memory.pop(started.engine_epoch, frozenset()),
@@ -166,6 +177,13 @@ class ProcessRuntime:
 
     def replica_of(self, pid: int) -> str | None:
         """The replica of this agent that a process belongs to. Reads /proc."""
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            return None
+        known = self._sessions.get(session)
+        if known is not None:
+            return known
         try:
             marker = psutil.Process(pid).environ().get(MARKER, "")
         except (psutil.Error, OSError):
@@ -189,21 +207,26 @@ class ProcessRuntime:
             epoch = rest.rpartition("/")[2]
             if agent != self._agent_id or epoch in known or process.pid == os.getpid():
                 continue
-            former = found.get(epoch)
-            if former is None or (former.pid_created or 0) > created:
-                found[epoch] = Started(
-                    runtime=self.kind,
-                    engine_epoch=epoch,
-                    host="",
-                    probe_host="",
-                    port=0,
-                    log_file="",
-                    started_at=created,
-                    boot_id=self._boot_id,
-                    pid=process.pid,
-                    pid_created=created,
-                    marker=f"{MARKER}={marker}",
-                )
+            if epoch in found:
+                continue
+            try:
+                # The whole session: workers of this start may no longer show their marker.
+                leader = os.getsid(process.pid)
+            except OSError:
+                leader = process.pid
+            found[epoch] = Started(
+                runtime=self.kind,
+                engine_epoch=epoch,
+                host="",
+                probe_host="",
+                port=0,
+                log_file="",
+                started_at=created,
+                boot_id=self._boot_id,
+                pid=leader,
+                pid_created=started_at(leader),
+                marker=f"{MARKER}={marker}",
+            )
         return list(found.values())
 
 

@@ -188,6 +188,7 @@ class ReplicaOwner:
         self._key = self._kept_key()
         self._seal(started)
         self._context.ports.reserve(self.replica, started.ports)
+        self._context.processes.know(started, self.replica)
         runtime = self._context.runtimes.get(started.runtime)
         if runtime is None or runtime.look(started).life is not Life.RUNNING:
             return
@@ -398,7 +399,9 @@ class ReplicaOwner:
         ready_for = self._ready_for()
         if started is not None:
             log.info("engine_stopping", replica=self.replica, pid=started.pid, reason=action.reason)
-            await self._keep(phase=self._while_stopping(action), phase_reason=_stopping(action))
+            await self._keep(
+                phase=self._while_stopping(action), phase_reason=_while_stopping(action), failure_log=failure_log
+            )
             # The monitor goes on until the engine is gone: the last figures are those of the drain.
             ended = await self._runtime_of(started).stop(started, term_seconds=self._context.settings.term_seconds)
             if not self._is_gone(started, ended):
@@ -622,5 +625,7 @@ class ReplicaOwner:
         await asyncio.to_thread(self._context.files.keep_replica, kept)
 
 
-def _stopping(action: Action) -> str:
+def _while_stopping(action: Action) -> str | None:
+    if action.failure:
+        return action.reason
     return "stopping" if action.reason is None else f"stopping: {action.reason}"

@@ -219,20 +219,26 @@ class AgentProcess:
         return self.wait()
 
     def engines(self) -> list[psutil.Process]:
-        """Every process of this agent's engines, by their marker."""
+        """Every process of this agent's engines: by their marker, and by the sessions of those that show it."""
         mark = self.data / "agent_id"
         if not mark.exists():
             return []
         agent_id = mark.read_text().strip()
-        found = []
+        sessions: dict[int, int] = {}
+        everyone: dict[int, psutil.Process] = {}
+        marked: set[int] = set()
         for process in psutil.process_iter():
             try:
-                mine = process.environ().get("NEBULA_ENGINE", "").startswith(f"{agent_id}/")
-                if mine and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                everyone[process.pid] = process
+                sessions[process.pid] = os.getsid(process.pid)
+                if process.environ().get("NEBULA_ENGINE", "").startswith(f"{agent_id}/"):
+                    marked.add(process.pid)
+            except (psutil.Error, OSError):
                 continue
-        return found
+        ours = {sessions[pid] for pid in marked}
+        return [process for pid, process in everyone.items() if pid in marked or sessions.get(pid) in ours]
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:

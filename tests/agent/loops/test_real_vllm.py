@@ -1,0 +1,78 @@
+"""The agent with a real vLLM on the CPU: started from a folder, sampled, killed, started again, stopped without a trace."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nebula_core.records.placement import Wanted
+from nebula_core.records.replica import Phase
+from tests.agent.loops.test_life import ask
+from tests.support.agent import eventually
+from tests.support.engine_process import VLLM_MODEL, VLLM_VENV, missing_vllm
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(missing_vllm() is not None, reason=str(missing_vllm())),
+]
+
+SPEC = {
+    "source": str(VLLM_MODEL),
+    "engine": "vllm",
+    "gpus": 0,
+    "args": {"max-model-len": 2048, "max-num-seqs": 16},
+}
+
+
+def shared_memory():
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", "sem.mp-"))}
+
+
+async def test_the_life_of_a_real_engine(cluster):
+    before = shared_memory()
+    agent = cluster.agent(engines={"vllm": {"program": str(VLLM_VENV / "bin" / "vllm")}}, term_seconds=10.0).start()
+    placement = await cluster.place(cluster.placement(spec=SPEC))
+    loading = await cluster.until(Phase.LOADING)
+    assert loading.engine_version == "0.32.0"
+    ready = await cluster.until(Phase.READY, seconds=300)
+    assert ready.endpoint is not None
+    key = cluster.key_of(ready)
+    assert ask(ready, None).status_code == 401
+    answer = ask(ready, key, max_tokens=20, ignore_eos=True)
+    assert answer.json()["usage"]["completion_tokens"] == 20
+
+    async def sampled():
+        status = await cluster.status()
+        return status.sample if (status.sample and (status.sample.generation_tokens_total or 0) >= 21) else None
+
+    sample = await eventually(sampled, "the tokens are counted", 30)
+    assert sample.missing == ()
+    assert sample.requests_running == 0
+    assert sample.kv_cache_tokens > 0
+    family = agent.engines()
+    assert len(family) >= 3
+
+    agent.kill()
+    agent.start()
+
+    async def adopted():
+        report = await cluster.report()
+        return report if report.agent_pid == agent.pid else None
+
+    report = await eventually(adopted, "the new agent reports", 30)
+    assert [(status.pid, status.phase) for status in report.replicas] == [(ready.pid, Phase.READY)]
+
+    # vLLM's workers outlive a killed parent for ever (engines, 2.8): none may be left when the next start begins.
+    os.kill(ready.pid, signal.SIGKILL)
+    await cluster.until(Phase.FAILED)
+    again = await cluster.until(Phase.LOADING, seconds=60)
+    assert again.pid != ready.pid
+    assert not [process for process in family if process.is_running() and process.status() != "zombie"]
+
+    await cluster.until(Phase.READY, seconds=300)
+    await cluster.want(placement, Wanted.STOP)
+    await cluster.until(Phase.STOPPED, seconds=40)
+    assert agent.engines() == []
+    assert shared_memory() <= before
