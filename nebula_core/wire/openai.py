@@ -171,6 +171,7 @@ class _Payload(msgspec.Struct):
 
 
 _payload_decoder = msgspec.json.Decoder(_Payload)
+_answer_decoder = msgspec.json.Decoder(_Response)
 
 
 class StreamNews(NamedTuple):
@@ -221,10 +222,10 @@ def read_usage(body: bytes) -> Usage | None:
     if b'"usage"' not in body:
         return None
     try:
-        payload = _payload_decoder.decode(body)
+        usage = _answer_decoder.decode(body).usage
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return payload.usage.plain() if payload.usage is not None else None
+    return usage.plain() if usage is not None else None
 
 
 def ended_well(last: bytes, dialect: Dialect) -> bool:

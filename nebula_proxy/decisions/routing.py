@@ -10,7 +10,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from nebula_proxy.decisions.admission import saturation
 from nebula_proxy.decisions.candidates import SAMPLE_FRESH_SECONDS, Candidate, Standing
 
 Score = Callable[[Candidate], float]
@@ -96,8 +95,13 @@ def choose(
             best = float("inf")
             roomy = 0
             equals = []
-        if saturation(candidate) >= 1.0:
+        # `saturation(candidate) >= 1`, written out: a call per candidate would cost as much as all the rest.
+        if candidate.inflight + candidate.elsewhere >= candidate.max_inflight:
             continue
+        if candidate.sample_age <= SAMPLE_FRESH_SECONDS:
+            waiting, usage = candidate.waiting, candidate.kv_cache_usage
+            if (waiting and waiting >= candidate.max_waiting) or (usage and usage >= candidate.max_kv_cache_usage):
+                continue
         roomy += 1
         value = score(candidate)
         if value < best:

@@ -5,7 +5,6 @@ out should a new uvicorn not fit the hot path any more. It costs a queue, a task
 """
 
 import asyncio
-import time
 from collections import deque
 
 from starlette.types import Message, Receive, Scope, Send
@@ -14,7 +13,6 @@ from nebula_proxy.decisions.calls import CALLS, Call
 from nebula_proxy.decisions.refusal import method_not_allowed, too_large, unknown_path
 from nebula_proxy.endpoints.answers import refusal_answer
 from nebula_proxy.traffic.connection import CONNECTION, StrictProtocol
-from nebula_proxy.traffic.downstream import Request
 from nebula_proxy.traffic.exchange import Exchange
 from nebula_proxy.traffic.plane import Plane
 
@@ -59,7 +57,7 @@ class Inference:
                 await refusal_answer(too_large(limit))(scope, receive, send)
             return
         downstream = _AsgiDownstream(whole_only=scope.get("http_version") == "1.0")
-        exchange = Exchange(self._plane, downstream, Request(call, headers, b"".join(parts), time.monotonic()))
+        exchange = Exchange(self._plane, downstream, call, headers, b"".join(parts))
         watcher = asyncio.create_task(_watch(receive, exchange, downstream), name="client watch")
         try:
             exchange.start()

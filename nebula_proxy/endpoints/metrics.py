@@ -38,6 +38,8 @@ class PlaneCollector(Collector):
         for meter in meters:
             for status, count in meter.statuses.items():
                 requests.add_metric((meter.model, str(status)), count)
+            if meter.admitted:
+                admission.add_metric((meter.model, "admit", "room"), meter.admitted)
             for decision, count in meter.admissions.items():
                 admission.add_metric((meter.model, *decision), count)
             for choice, count in meter.routes.items():

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from nebula_core.records.access import ApiKey, Principal, Role
 from nebula_core.security.credentials import check_token
@@ -13,10 +13,14 @@ REMEMBERED = 4096
 ANYONE = Principal(name="anyone", role=Role.CLIENT, key_id="-", models=None)
 
 
-class Pass(NamedTuple):
-    """A checked caller."""
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A checked caller, with what every request asks of it at hand."""
 
     principal: Principal
+    key_id: str
+    #: Models it may use; None is all.
+    models: frozenset[str] | None
     max_inflight: int | None
     #: Unix seconds.
     expires_at: float | None
@@ -25,8 +29,16 @@ class Pass(NamedTuple):
     def operator(self) -> bool:
         return self.principal.role.includes(Role.OPERATOR)
 
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
 
-_ANYONE = Pass(ANYONE, None, None)
+
+def _pass(principal: Principal, max_inflight: int | None = None, expires_at: float | None = None) -> Pass:
+    models = None if principal.models is None else frozenset(principal.models)
+    return Pass(principal, principal.key_id, models, max_inflight, expires_at)
+
+
+_ANYONE = _pass(ANYONE)
 
 
 class Authenticator:
@@ -60,7 +72,7 @@ class Authenticator:
         if principal is None:
             return None if self._required else _ANYONE
         key = self._keys[principal.key_id]
-        checked = Pass(principal, key.max_inflight, key.expires_at)
+        checked = _pass(principal, key.max_inflight, key.expires_at)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
         self._known[given] = checked

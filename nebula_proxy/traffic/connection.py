@@ -187,7 +187,8 @@ class StrictProtocol(HttpToolsProtocol):
         if self.phase is _DISCARDING:
             self.transport.close()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             # Not from here: a long pipeline of refusals would nest as deep as it is long.
             self.loop.call_soon(self._next)

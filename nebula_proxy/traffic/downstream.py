@@ -4,20 +4,7 @@ An answer is either whole (`respond`) or begun and then continued (`begin`, `wri
 handed over at once and without waiting; how it is framed and sent is the implementation's.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
-
-from nebula_proxy.decisions.calls import Call
-
-
-class Request(NamedTuple):
-    """A complete request, framing checked. Names of `headers` are in lower case."""
-
-    call: Call
-    headers: Mapping[bytes, bytes]
-    body: bytes
-    #: Monotonic seconds when its last byte was here.
-    at: float
+from typing import Protocol
 
 
 class Downstream(Protocol):

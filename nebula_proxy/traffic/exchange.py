@@ -20,6 +20,7 @@ Per event of a stream this costs one `endswith`, three substring searches, a clo
 """
 
 import time
+from collections.abc import Mapping
 
 import structlog
 
@@ -28,14 +29,15 @@ from nebula_core.wire import openai, sse
 from nebula_core.wire.openai import BadBody, Facts, Usage
 from nebula_proxy.decisions import refusal as refusals
 from nebula_proxy.decisions.admission import nothing_ready
+from nebula_proxy.decisions.calls import Call as InferenceCall
 from nebula_proxy.decisions.candidates import untried
 from nebula_proxy.decisions.ejection import Evidence
 from nebula_proxy.decisions.refusal import Refusal
 from nebula_proxy.decisions.retry import Circumstances, Step, Trouble, evidence_of, is_charged, next_step
 from nebula_proxy.decisions.routing import DEFAULT_STRATEGY, STRATEGIES, Choice, NoChoice, choose, explain
 from nebula_proxy.decisions.wishes import NO_WISHES, Wishes, read_wishes, request_id, traceparent
-from nebula_proxy.traffic.authentication import ANYONE, Pass
-from nebula_proxy.traffic.downstream import Downstream, Request
+from nebula_proxy.traffic.authentication import Pass
+from nebula_proxy.traffic.downstream import Downstream
 from nebula_proxy.traffic.ledger import Ticket
 from nebula_proxy.traffic.meters import ModelMeter
 from nebula_proxy.traffic.plane import OpenExchange, Plane
@@ -63,9 +65,11 @@ class Exchange:
     """One request of one client."""
 
     __slots__ = (
+        "_at",
         "_attempts",
         "_began_at",
         "_begun",
+        "_body",
         "_call",
         "_content_type",
         "_decision",
@@ -74,6 +78,7 @@ class Exchange:
         "_facts",
         "_first_byte_at",
         "_fresh",
+        "_headers",
         "_held",
         "_held_bytes",
         "_last",
@@ -83,9 +88,9 @@ class Exchange:
         "_over",
         "_overhead",
         "_pass",
+        "_path",
         "_paused_at",
         "_plane",
-        "_request",
         "_request_id",
         "_rest",
         "_retried",
@@ -102,11 +107,17 @@ class Exchange:
         "_wishes",
     )
 
-    def __init__(self, plane: Plane, downstream: Downstream, request: Request) -> None:
+    def __init__(
+        self, plane: Plane, downstream: Downstream, call: InferenceCall, headers: Mapping[bytes, bytes], body: bytes
+    ) -> None:
+        """A complete request, its framing checked; names of `headers` are in lower case."""
         self._plane = plane
         self._downstream = downstream
-        self._request = request
-        self._request_id = request_id(request.headers) or plane.mint_id()
+        self._path = call
+        self._headers = headers
+        self._body = body
+        self._at = time.monotonic()
+        self._request_id = request_id(headers) or plane.mint_id()
         self._pass: Pass | None = None
         self._facts: Facts | None = None
         self._wishes: Wishes = NO_WISHES
@@ -170,27 +181,25 @@ class Exchange:
     def _enter(self) -> Refusal | None:
         """Everything that must hold before a replica is looked for."""
         plane = self._plane
-        request = self._request
-        checked = self._pass = plane.authenticator.check(request.headers)
+        checked = self._pass = plane.authenticator.check(self._headers)
         if checked is None:
             return refusals.invalid_key()
-        facts = openai.read_facts(request.body)
+        facts = openai.read_facts(self._body)
         if isinstance(facts, BadBody):
             return refusals.bad_request(facts.message, param=facts.param, hint=facts.hint)
         self._facts = facts
-        wishes = read_wishes(request.headers)
+        wishes = read_wishes(self._headers)
         if isinstance(wishes, Refusal):
             return wishes
         self._wishes = wishes
         model = facts.model
-        principal = checked.principal
-        if not principal.may_use(model):
-            return refusals.model_not_allowed(model, principal.name)
+        if not checked.may_use(model):
+            return refusals.model_not_allowed(model, checked.principal.name)
         routes = plane.table.models.get(model)
         if routes is None:
             if not plane.table.known:
                 return refusals.no_replica(model, "this proxy has not heard of the cluster yet", plane.roll())
-            return refusals.model_not_found(model, [name for name in plane.table.models if principal.may_use(name)])
+            return refusals.model_not_found(model, [name for name in plane.table.models if checked.may_use(name)])
         self._model = routes
         self._meter = plane.meters.of(model)
         if wishes.strategy is not None and wishes.strategy not in STRATEGIES:
@@ -200,9 +209,9 @@ class Exchange:
         if wishes.replica is not None and not checked.operator:
             return refusals.pin_not_allowed()
         most = checked.max_inflight
-        if most is not None and plane.ledger.keys.get(principal.key_id, 0) >= most:
+        if most is not None and plane.ledger.keys.get(checked.key_id, 0) >= most:
             return refusals.rate_limited(most, plane.roll())
-        self._ticket = plane.ledger.open(self, model, None if most is None else principal.key_id)
+        self._ticket = plane.ledger.open(self, model, None if most is None else checked.key_id)
         budget = plane.budget
         if budget.left < budget.reserve:
             plane.budget = budget.earned()
@@ -230,7 +239,7 @@ class Exchange:
         plane = self._plane
         model = self._model
         assert model is not None  # noqa: S101 - set by _enter, for the type checker
-        now = time.monotonic()
+        now = self._at if self._attempts == 0 else time.monotonic()
         name = model.view.model
         candidates = plane.table.candidates(model, plane.ledger.replicas, now)
         pinned = self._wishes.replica
@@ -252,19 +261,18 @@ class Exchange:
         if choice is NoChoice.SATURATED:
             return refusals.overloaded(name, plane.roll())
         if self._attempts == 0:
-            self._meter.admission("admit", "room")
+            self._meter.admitted += 1
         route = model.route(choice.candidate.replica)
         if route is None:
             raise LookupError(choice.candidate.replica)  # candidates come from these routes
         return choice, route
 
     def _send(self, route: Route, *, fresh: bool) -> None:
-        request = self._request
-        body = request.body
-        headers = request.headers
+        body = self._body
+        headers = self._headers
         content_type = headers.get(b"content-type", _JSON)
         head = b"%bcontent-type: %b\r\nx-request-id: %b\r\n" % (
-            route.head(request.call.path),
+            route.head(self._path.path),
             content_type,
             self._request_id,
         )
@@ -338,9 +346,9 @@ class Exchange:
         """The engine has ended its stream properly framed; whether it is finished is for its events to say."""
         if body and openai.worth_reading(body) and not self._read_events(body):
             return
-        finished = openai.ended_well(body or self._last, self._request.call.dialect)
+        finished = openai.ended_well(body or self._last, self._path.dialect)
         if not finished and body and self._begun:
-            finished = openai.ended_well(self._last + body, self._request.call.dialect)
+            finished = openai.ended_well(self._last + body, self._path.dialect)
         now = time.monotonic()
         if not finished:
             whole = body[: sse.whole_events(body)]
@@ -441,7 +449,7 @@ class Exchange:
 
     def _rest_is_finished(self) -> bool:
         """Some engines close without the end of their framing after a stream that is complete in itself."""
-        if not self._begun or self._rest or not openai.ended_well(self._last, self._request.call.dialect):
+        if not self._begun or self._rest or not openai.ended_well(self._last, self._path.dialect):
             return False
         self._downstream.end()
         self._finish(200, "ok")
@@ -524,7 +532,7 @@ class Exchange:
         if self._streams:
             code = "engine_timeout" if timed_out else "engine_died"
             message = f"The stream cannot go on: {detail}"
-            self._downstream.end(openai.error_event(code, message, dialect=self._request.call.dialect), close=True)
+            self._downstream.end(openai.error_event(code, message, dialect=self._path.dialect), close=True)
         else:
             self._downstream.cut()
         self._finish(504 if timed_out else 502, "broken", detail)
@@ -535,7 +543,7 @@ class Exchange:
         self._begun = True
         self._began_at = now
         if self._streams:
-            ttft = self._ttft = now - self._request.at
+            ttft = self._ttft = now - self._at
             self._meter.ttft.observe(ttft)
         self._downstream.begin(self._status, self._head(now), body)
         if self._retried:
@@ -556,9 +564,7 @@ class Exchange:
         route = self._route
         assert route is not None  # noqa: S101 - an engine has answered
         # Ours is what is neither the engine's time nor the wait for its first whole event.
-        overhead = self._overhead = max(
-            0.0, now - self._request.at - self._upstream_seconds - (now - self._first_byte_at)
-        )
+        overhead = self._overhead = max(0.0, now - self._at - self._upstream_seconds - (now - self._first_byte_at))
         self._meter.overhead.observe(overhead)
         return (
             b"content-type: %b\r\n%bx-request-id: %b\r\nx-nebula-replica: %b\r\nx-nebula-decision: %b\r\nx-nebula-overhead-ms: %.2f\r\n"
@@ -601,26 +607,25 @@ class Exchange:
             ticket.close()
         meter = self._meter
         now = time.monotonic()
-        seconds = now - self._request.at
+        seconds = now - self._at
         meter.finished(status, seconds)
         usage = self._usage
         if usage is not None:
             meter.tokens(usage.prompt_tokens, usage.completion_tokens)
         log = self._plane.log
         facts = self._facts
-        principal = self._pass.principal if self._pass is not None else ANYONE
         log.write(
             RequestLine(
                 "request",
                 log.stamp(time.time()),
                 "info" if status < 500 else "warning",
                 self._request_id.decode("ascii"),
-                self._request.call.path.decode("ascii"),
+                self._path.path.decode("ascii"),
                 status,
                 outcome,
                 seconds,
                 facts.model[:128] if facts is not None else None,
-                principal.key_id,
+                self._pass.key_id if self._pass is not None else None,
                 self._route.replica if self._route is not None else None,
                 self._decision,
                 facts.stream if facts is not None else None,
@@ -628,7 +633,7 @@ class Exchange:
                 self._overhead,
                 usage.prompt_tokens if usage is not None else None,
                 usage.completion_tokens if usage is not None else None,
-                len(self._request.body),
+                len(self._body),
                 self._sent_bytes,
                 self._attempts,
                 detail[:500] if detail is not None else None,
@@ -698,7 +703,7 @@ class Exchange:
         elif self._streams:
             message = "The proxy is stopping"
             self._downstream.end(
-                openai.error_event("proxy_stopping", message, origin="nebula", dialect=self._request.call.dialect),
+                openai.error_event("proxy_stopping", message, origin="nebula", dialect=self._path.dialect),
                 close=True,
             )
             self._finish(503, "broken", message)

@@ -7,13 +7,11 @@ answered out of turn. When it is complete it becomes an `Exchange`; what the exc
 written here: one write per read from the engine, no task and no future.
 """
 
-import time
 from typing import Any
 
 from nebula_proxy.decisions.calls import CALLS, Call
 from nebula_proxy.decisions.refusal import too_large
 from nebula_proxy.traffic.connection import PIPELINE, StrictProtocol, status_line
-from nebula_proxy.traffic.downstream import Request
 from nebula_proxy.traffic.exchange import Exchange
 
 
@@ -89,9 +87,8 @@ class HotCycle:
         whole = body[0] if len(body) == 1 else b"".join(body)
         self.body = []
         self.response_started = True
-        request = Request(self.call, self.headers, whole, time.monotonic())
         protocol = self._protocol
-        self.exchange = exchange = Exchange(protocol.plane, self, request)
+        self.exchange = exchange = Exchange(protocol.plane, self, self.call, self.headers, whole)
         protocol.active = self
         exchange.start()
 

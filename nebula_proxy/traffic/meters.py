@@ -79,6 +79,7 @@ class ModelMeter:
 
     __slots__ = (
         "admissions",
+        "admitted",
         "completion_tokens",
         "counted",
         "duration",
@@ -100,6 +101,8 @@ class ModelMeter:
     def __init__(self, model: str) -> None:
         self.model = model
         self.statuses: dict[int, int] = {}
+        #: Let in because a replica had room; every other decision and reason is in `admissions`.
+        self.admitted = 0
         self.admissions: dict[tuple[str, str], int] = {}
         self.routes: dict[tuple[str, str], int] = {}
         self.retries: dict[str, int] = {}
