@@ -227,6 +227,7 @@ class Look:
         found: list[ReplicaView] = []
         for replica, status in self._statuses.items():
             found.append(self._reported(status, self._snapshot.placements.get(replica)))
+        for replica, placement in self._snapshot.placements.items():
             if replica not in self._statuses:
                 found.append(self._unreported(placement))
         found.sort(key=lambda view: (view.deployment, replica_ordinal(view.deployment, view.id) or 0, view.id))
@@ -236,7 +237,6 @@ class Look:
         lost = self._states[status.node] is NodeState.LOST
         heard = self._snapshot.reports[status.node].at
         since = max(0.0, self._now - heard)
-        node = self._snapshot.nodes.get(status.node)
         return revised(
             _REPLICA,
             {
@@ -276,7 +276,6 @@ class Look:
 
     def _unreported(self, placement: Placement) -> ReplicaView:
         """A decision that its agent has not answered yet, or cannot answer."""
-        node = self._snapshot.nodes.get(placement.node)
         if self._states.get(placement.node, NodeState.LOST) is NodeState.LOST:
             phase, reason = Phase.LOST, f"node {placement.node} is silent"
         else:
