@@ -262,6 +262,7 @@ class Look:
                 "container_id": status.container_id,
                 "started_at": status.started_at,
                 "restarts": status.restarts,
+                "managed": status.managed,
                 "simulated": status.simulated,
                 "inflight": self._inflight.get(status.id, 0),
                 "sample": status.sample,

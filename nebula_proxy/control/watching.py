@@ -42,6 +42,8 @@ EVENTS_KEPT: Final = 200
 MOST_STREAMS: Final = 512
 #: Clocks closer than this count as one.
 SKEW_SEEN_SECONDS: Final = 0.5
+#: Nodes and replicas above which a look takes longer than the loop should stand still.
+LARGE: Final = 200
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +79,25 @@ class Group:
     snapshot: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A group that is due, and the events it has not heard."""
+
+    group: Group
+    events: list[Event]
+    events_told: int
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What a group is told."""
+
+    group: Group
+    seen: Views
+    events_told: int
+    message: bytes | None
+
+
 class WatchHub:
     """`look` takes one look at the cluster, with ages in steps."""
 
@@ -95,6 +116,7 @@ class WatchHub:
         self._event_turn = asyncio.Event()
         self._rush = asyncio.Event()
         self._reports: dict[str, float] = {}
+        self._size = 0
 
     # -- for clients -----------------------------------------------------------------------------------------------
 
@@ -216,30 +238,55 @@ class WatchHub:
             latest = max((group.last for group in self._groups.values()), default=0.0)
             await asyncio.sleep(max(0.0, latest + RUSH_SECONDS - self._clock.monotonic()))
             self._rush.clear()
-        self.tell(everybody=rushed)
+        jobs = self._jobs(everybody=rushed)
+        if not jobs:
+            return
+        if self._size > LARGE:
+            # Snapshots are immutable, so another thread may read them; lease and calls go on meanwhile.
+            news = await asyncio.to_thread(self._work, jobs)
+        else:
+            news = self._work(jobs)
+        self._apply(news)
 
     def tell(self, *, everybody: bool = False) -> None:
         """Tells the groups whose time has come (or all) what differs from what they know."""
+        self._apply(self._work(self._jobs(everybody=everybody)))
+
+    def _jobs(self, *, everybody: bool) -> list[_Job]:
         now = self._clock.monotonic()
-        due = [one for one in self._groups.values() if everybody or now >= one.last + one.interval]
-        if not due:
-            return
+        jobs: list[_Job] = []
+        for group in self._groups.values():
+            if everybody or now >= group.last + group.interval:
+                group.last = now
+                count = self._event_count - group.events_told
+                jobs.append(_Job(group, list(self._events)[-count:] if count else [], self._event_count))
+        return jobs
+
+    def _work(self, jobs: list[_Job]) -> list[_News]:
+        """Touches nothing that changes: it may run beside the loop."""
+        if not jobs:
+            return []
         views = self._look()
         cuts: dict[Scope, Views] = {}
-        for group in due:
-            group.last = now
-            seen = cuts.get(group.scope)
+        news: list[_News] = []
+        for job in jobs:
+            scope = job.group.scope
+            seen = cuts.get(scope)
             if seen is None:
-                seen = cuts[group.scope] = cut(views, group.scope)
-            count = self._event_count - group.events_told
-            fresh = list(self._events)[-count:] if count else []
-            events = [event for event in fresh if concerns(group.scope, seen, event)]
-            delta = difference(group.told, seen, events)
-            group.told, group.events_told, group.snapshot = seen, self._event_count, None
-            if delta is not None:
-                message = sse("delta", delta.to_json())
+                seen = cuts[scope] = cut(views, scope)
+            delta = difference(job.group.told, seen, [event for event in job.events if concerns(scope, seen, event)])
+            message = None if delta is None else sse("delta", delta.to_json())
+            news.append(_News(job.group, seen, job.events_told, message))
+        self._size = len(views.nodes) + len(views.replicas)
+        return news
+
+    def _apply(self, news: list[_News]) -> None:
+        for one in news:
+            group = one.group
+            group.told, group.events_told, group.snapshot = one.seen, one.events_told, None
+            if one.message is not None:
                 for member in group.members:
-                    member.offer(message)
+                    member.offer(one.message)
 
     async def follow_events(self) -> None:
         """Takes in every event of the store; does not end. Raises StoreUnavailable; go on by calling again."""
