@@ -4,7 +4,6 @@ Until readiness is proven (health, model listed, one token out) it is asked ofte
 from then on once a second. The monitor only states facts with their times; what follows from them is `decide`'s.
 """
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -23,6 +22,8 @@ from nebula_core.wire.exposition import Scanner
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 1.0
+#: `/health` of an engine that is well and whose figures come.
+HEALTH_SECONDS = 2.0
 #: While it loads: at first in short steps (a small engine is there in 0.1 s), then patiently.
 EAGER_SECONDS = 0.05
 PATIENT_SECONDS = 0.5
@@ -64,6 +65,7 @@ class EngineMonitor:
         self._clock = clock
         self._on_change = on_change
         self._began = clock.monotonic()
+        self._asked_at = float("-inf")
         self._progress = Progress()
         self._history = History()
         self._scanner = _SCANNERS.setdefault(engine.kind, Scanner(engine.names.wanted()))
@@ -111,14 +113,17 @@ class EngineMonitor:
         await self.watch_once()
 
     async def watch_once(self) -> None:
-        """One scrape and one look at the health."""
+        """One scrape, and a look at the health every other time, or each time while anything is wrong."""
         host, port = self._started.probe_host, self._started.port
-        figures, health = await asyncio.gather(
-            self._http.figures(host, port, self._key), self._http.health(host, port, self._engine.health_path)
-        )
+        figures = await self._http.figures(host, port, self._key)
         now = self._clock.monotonic()
         moved = self._take(figures, now)
-        self._judge(figures, health, now, moved=moved)
+        well = figures.answer is Answer.YES and self.unhealthy_since is None and self.silent_since is None
+        if well and now - self._asked_at < HEALTH_SECONDS * 0.75:
+            return
+        self._asked_at = now
+        health = await self._http.health(host, port, self._engine.health_path)
+        self._judge(figures, health, self._clock.monotonic(), moved=moved)
 
     def _take(self, figures: Said, now: float) -> bool:
         """Takes a scrape in; whether a counter moved since the last one."""

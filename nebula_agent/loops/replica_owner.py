@@ -38,8 +38,8 @@ from nebula_core.security.text import clean_text
 
 log = structlog.get_logger(__name__)
 
-#: Look again after this long even if nothing called.
-LOOK_SECONDS = 1.0
+#: Look again after this long even if nobody called: the end of an engine, its monitor and new orders do.
+LOOK_SECONDS = 5.0
 #: While something is awaited that calls nobody (a GPU to become free).
 BLOCKED_SECONDS = 0.5
 #: After a stop that even SIGKILL could not finish.
