@@ -32,6 +32,8 @@ from nebula_tui.screens.palette import NebulaCommands
 from nebula_tui.settings import TuiSettings
 from nebula_tui.themes import choose_theme, register_themes
 
+#: The watch brings the newest events only.
+EVENTS_ASKED = 500
 #: OSC 52 is cut by many terminals beyond this; more is refused, not cut.
 CLIPBOARD_CHARACTERS = 74_000
 
@@ -107,17 +109,21 @@ class NebulaApp(App[None]):
     async def _follow(self) -> None:
         async for message in self.control.watch():
             self.take(message)
-            if isinstance(message, WatchSnapshot) and self.role is None:
-                await self._introduce()
+            if isinstance(message, WatchSnapshot):
+                # Beside the watch: a slow answer to a question must not hold up what is seen.
+                self.run_worker(self._introduce(), group="introduce", exclusive=True, name="introduce")
 
     async def _introduce(self) -> None:
-        """Asks who we are; until that is known nothing may be changed."""
+        """Asks who we are (until that is known nothing may be changed), and for what happened before."""
         try:
-            me = await self.control.whoami()
-            self.role = me.role
-            self.base.set_role(me.role, me.name)
+            if self.role is None:
+                me = await self.control.whoami()
+                self.role = me.role
+                self.base.set_role(me.role, me.name)
+            self.fleet.add_events(await self.control.events(count=EVENTS_ASKED))
         except NebulaError as error:
-            self.base.tell(f"role unknown, actions hidden: {error}", Severity.WARN)
+            word = "role unknown, actions hidden" if self.role is None else "earlier events are missing"
+            self.base.tell(f"{word}: {error}", Severity.WARN)
 
     def take(self, message: WatchMessage) -> None:
         """Folds one message of the watch in; a change of the link is shown at once, figures with the next tick."""

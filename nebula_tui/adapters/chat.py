@@ -6,7 +6,7 @@ they hold what a user of this machine would see. A replica is pinned by `x-nebul
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -98,7 +98,7 @@ class ChatClient:
             await self._http.aclose()
             self._http = None
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Raises an error of this tree; leaving the iterator closes the connection, so the engine stops as well."""
         import httpx
 

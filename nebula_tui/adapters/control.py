@@ -13,7 +13,7 @@ import asyncio
 import json
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -170,7 +170,8 @@ class ControlClient:
     async def events(self, *, count: int = 200) -> tuple[Event, ...]:
         """The newest, oldest first."""
         page = _decode(Page[Event], await self._call("GET", "/events", params={"limit": str(count)}))
-        return tuple(sorted(page.items, key=lambda event: event.at))
+        # They come newest first; of two in the same moment the later one stays the later one.
+        return tuple(sorted(reversed(page.items), key=lambda event: event.at))
 
     # --------------------------------------------------------------------------------------------------- actions
 
@@ -193,7 +194,7 @@ class ControlClient:
 
     # --------------------------------------------------------------------------------------------------- streams
 
-    async def watch(self) -> AsyncIterator[WatchMessage]:
+    async def watch(self) -> AsyncGenerator[WatchMessage, None]:
         """Ends only by being closed."""
         failures = 0
         while True:
@@ -252,7 +253,7 @@ class ControlClient:
         except (httpx.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
 
-    async def logs(self, replica: str, *, tail: int = 200, follow: bool = True) -> AsyncIterator[LogLine]:
+    async def logs(self, replica: str, *, tail: int = 200, follow: bool = True) -> AsyncGenerator[LogLine, None]:
         params = {"tail": str(tail), **({"follow": "1"} if follow else {})}
         async with self._stream(f"/replicas/{replica}/logs", params) as events:
             async for event in events:

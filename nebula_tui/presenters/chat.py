@@ -16,6 +16,8 @@ from nebula_tui.presenters.text import TextLine
 
 #: Bars of the rate history; each is the pieces of one slice of this many seconds.
 SLICE_SECONDS: Final = 0.25
+#: Below this a pane has no room for more than its replica's name.
+_NARROW: Final = 36
 
 
 class Progress(StrEnum):
@@ -106,11 +108,13 @@ class Pane:
         return 1.0 / rate if rate else None
 
 
-def pane_title(fleet: FleetState, model: str, target: str | None, pane: Pane) -> str:
+def pane_title(fleet: FleetState, model: str, target: str | None, pane: Pane, width: int = 80) -> str:
     """`r1 · node-034` for a pinned replica; through the proxy `demo`, and `→ r1 · node-034` once it has answered."""
     replica = pane.replica or target
     if replica is None:
         return f"{model} via proxy"
+    if width < _NARROW:
+        return short_replica(replica, model)  # the note beside it tells the time to the first token
     known = fleet.replicas.get(replica)
     node = f" · {known.node}" if known is not None else ""
     pinned = "" if target == replica else f"{model} → "

@@ -37,17 +37,17 @@ def link_face(fleet: FleetState, now: float, url: str) -> LinkFace:
         retry = max(0.0, (fleet.link.retry_at or now) - now)
         again = f"again in {retry:.1f}s" if retry > 0.05 else "trying again"
         shown = f"figures are {age(old)} old" if old is not None else "nothing received yet"
-        banner = f"NOT CONNECTED · {shown} · actions are locked · {again} · {fleet.link.reason}"
+        banner = f"NOT CONNECTED · {shown} · actions locked · {again} · {fleet.link.reason}"
         return LinkFace("DOWN", Severity.CRIT, old, banner)
     if fleet.link.state is LinkState.CONNECTING:
-        waiting = None if old is None else f"CONNECTING AGAIN · figures are {age(old)} old · actions are locked"
+        waiting = None if old is None else f"CONNECTING AGAIN · figures are {age(old)} old · actions locked"
         return LinkFace("CONNECTING", Severity.WARN, old, waiting)
     if not fleet.is_live(now):
         return LinkFace(
             "QUIET",
             Severity.WARN,
             old,
-            f"NO WORD from {url} for {age(old)} · figures are old · actions are locked",
+            f"NO WORD from {url} for {age(old)} · figures are old · actions locked",
         )
     if fleet.store_is_stale(now):
         return LinkFace(

@@ -88,7 +88,7 @@ def plan_lines(fleet: FleetState, plan: PlanView) -> list[TextLine]:
     lines.append(BLANK)
     lines.append(_effect(plan))
     if plan.last_ready:
-        lines.append(_line("risk", "● the last ready replica goes: nothing answers then", Severity.WARN))
+        lines.append(_line("risk", "● the last ready replica goes: no answer then", Severity.WARN))
     return lines
 
 

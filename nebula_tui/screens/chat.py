@@ -60,6 +60,9 @@ class Prompt(TextArea):
             super().__init__()
             self.by = by
 
+    def on_mount(self) -> None:
+        self.cursor_blink = False  # a blinking cursor repaints twice a second for nothing
+
     async def _on_key(self, event: events.Key) -> None:
         if event.key in ("enter", "ctrl+j"):
             event.stop()
@@ -112,22 +115,19 @@ class ChatPane(Panel):
         self._first_ttft: float | None = None
         self._show_due = False
         self._worker: Worker[None] | None = None
-        self._composed = False
+        # Held, not queried: a pane that is being taken away may still be told of its answer.
+        self.scroll = VerticalScroll(classes="scroll", can_focus=True)
+        self._foot = Lines(classes="foot")
 
     def compose(self) -> ComposeResult:
-        yield VerticalScroll(classes="scroll", can_focus=True)
-        yield Lines(classes="foot")
-
-    @property
-    def scroll(self) -> VerticalScroll:
-        return self.query_one(".scroll", VerticalScroll)
+        yield self.scroll
+        yield self._foot
 
     @property
     def name_shown(self) -> str:
         return short_replica(self.target, self.model) if self.target else "proxy"
 
     def on_mount(self) -> None:
-        self._composed = True
         self.refresh_state()
 
     # --------------------------------------------------------------------------------------------------- one answer
@@ -247,11 +247,9 @@ class ChatPane(Panel):
     # -------------------------------------------------------------------------------------------------------- shown
 
     def refresh_state(self) -> None:
-        if not self._composed or not self.is_attached:
-            return
-        self.set_title(chat.pane_title(self.host.fleet, self.model, self.target, self.state))
+        self.set_title(chat.pane_title(self.host.fleet, self.model, self.target, self.state, self.size.width))
         self.set_note(*chat.pane_note(self.state, self.host.now()))
-        foot = self.query_one(".foot", Lines)
+        foot = self._foot
         bar = chat.rate_bar(self.state, foot.size.width)
         foot.set_lines([plain(bar, Severity.INFO), plain(chat.figures(self.state, foot.size.width))])
 
@@ -292,7 +290,7 @@ class ChatView(View):
         with Panel(id="ch-prompt", title="prompt", note="⏎ send  ^G replicas  ^N new  ↑ earlier  esc leave"):
             yield Prompt(
                 id="ch-text",
-                placeholder="Ask something. The answer shows time to first token, tokens/s, and who gave it.",
+                placeholder="Ask something: the answer shows TTFT, tokens/s and who gave it.",
                 compact=True,
                 highlight_cursor_line=False,
                 soft_wrap=True,

@@ -65,9 +65,8 @@ class LogsView(View):
         with Panel(id="lg-rate", title="lines/s · 4 min"):
             yield BrailleChart(id="lg-rates", minimum_top=1.0, caption=" ")
 
-    def on_mount(self) -> None:
-        # Rates are counted while hidden too, or the chart would lie afterwards; one cheap step a second.
-        self.set_interval(1.0, self._rates.tick)
+    def each_second(self) -> None:
+        self._rates.tick()
 
     @property
     def ring(self) -> LogRing:

@@ -127,6 +127,8 @@ class MainScreen(Screen[None]):
     def tick(self) -> None:
         """Once a second: a frame of history, the lines around, and the view in sight."""
         self.fleet.sample(self.host.now())
+        for view in self.query(View):
+            view.each_second()
         self.tick_chrome()
         self.refresh_view()
 
@@ -245,7 +247,8 @@ class MainScreen(Screen[None]):
         self.run_worker(self.action_show(chrome.SCREENS[int(event.key) - 1][1]), group="show")
 
     def on_key_bar_key_clicked(self, event: KeyBar.KeyClicked) -> None:
-        self.app.simulate_key(event.press)
+        # From the app's own turn: a key sent from here would stop bubbling here, before the bindings are looked up.
+        self.app.call_later(self.app.simulate_key, event.press)
 
     # --------------------------------------------------------------------------------------------- keys: where to be
 

@@ -79,7 +79,7 @@ class ModelsView(View):
         deployment = fleet.deployments.get(selected.name) if selected is not None else None
         if replica is not None:
             panel.set_title(f"{short_replica(replica.id)} · {replica.node}")
-            panel.set_note("⏎ engine   l logs   t chat")
+            panel.set_note("⏎ engine")
             lines.set_lines(models.replica_lines(fleet, replica, now), stale=stale)
             name = f"replica/{replica.id}"
         elif deployment is not None:

@@ -19,8 +19,8 @@ class NebulaCommands(Provider):
     """What can be done from the palette, as (title, help, `:` command)."""
 
     def _entries(self) -> Iterator[tuple[str, str, str]]:
-        screen = self.app.screen_stack[0] if self.app.screen_stack else None
-        if not isinstance(screen, MainScreen):
+        screen = next((one for one in self.app.screen_stack if isinstance(one, MainScreen)), None)
+        if screen is None:
             return
         fleet = screen.fleet
         for digit, name, label, _ in SCREENS:

@@ -232,6 +232,9 @@ class CommandLine(Input):
         self._history: dict[str, list[str]] = {}
         self._at = 0
 
+    def on_mount(self) -> None:
+        self.cursor_blink = False  # a blinking cursor repaints twice a second for nothing
+
     def ask(self, mode: str, text: str = "") -> None:
         """Shows the line; `mode` is `:`, `/`, or another mark the screen understands."""
         self.mode = mode

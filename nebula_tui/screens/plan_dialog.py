@@ -244,4 +244,4 @@ class PlanDialog(ModalScreen[PlanView | None]):
 
 def told_of(action: Action, done: PlanView) -> Told:
     """What the operator reads when it was done."""
-    return Told(f"{action.title}: {done.summary}", "ok")
+    return Told(f"{action.title}: {done.summary or 'done'}", "ok")

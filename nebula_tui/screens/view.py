@@ -47,6 +47,9 @@ class View(Vertical):
     def refresh_data(self) -> None:
         """Gives the widgets what the fleet says now; unchanged things are not painted again."""
 
+    def each_second(self) -> None:
+        """Once a second, seen or not: for counts that must not have holes. Nothing is painted here."""
+
     def first_focus(self) -> Widget | None:
         return None
 

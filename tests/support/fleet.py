@@ -603,7 +603,7 @@ class FakeControl:
             return self._scaled(name, replicas, dry_run=dry_run)
         if verb == "drain":
             return self._drained(name.partition("/")[2], dry_run=dry_run)
-        return PlanView(dry_run=dry_run, summary=f"{verb} {name}: nothing moves", plan=Plan(revision=882))
+        return PlanView(dry_run=dry_run, summary="nothing moves", plan=Plan(revision=882))
 
     def _scaled(self, name: str, replicas: int, *, dry_run: bool) -> PlanView:
         view = next(one for one in self.snapshot.deployments if one.name == name)

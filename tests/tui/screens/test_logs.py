@@ -8,6 +8,7 @@ import pytest
 from nebula_core.records.views import LogLine
 from nebula_tui.adapters.control import NotFound, Unreachable
 from nebula_tui.screens.logs import LogsView
+from nebula_tui.widgets import FleetTable
 from tests.support.fleet import WALL, FakeControl, log_lines, small_fleet
 from tests.tui.screens.stage import SIZES, Playing, on_stage, scene
 
@@ -56,10 +57,11 @@ def test_without_a_source(snap_compare: Compare) -> None:
 async def test_the_log_of_a_failing_replica_in_three_keys() -> None:
     async with on_stage() as played:
         played.control.lines["glm-4.6-r3"] = [LogLine(at=WALL, source="x", text="RuntimeError: no kernel image")]
-        # On the overview the worst trouble stands first; its key is l.
-        played.app.screen.query_one("#ov-trouble-table").focus()
+        # On the overview, what fails stands in the list of troubles, and its key is l.
+        table = played.app.screen.query_one("#ov-trouble-table", FleetTable)
+        table.focus()
         await played.settle()
-        await played.press("l")
+        await played.press("down", "l")
         await flowed(played)
         await played.sees("[6 Logs]", "glm-4.6/r3", "RuntimeError: no kernel image")
 

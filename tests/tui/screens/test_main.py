@@ -53,7 +53,7 @@ def test_viewer(snap_compare: Compare) -> None:
 async def test_the_banner_comes_at_once_actions_lock_and_all_comes_back_by_itself() -> None:
     async with on_stage(small_fleet()) as played:
         played.control.drop(GONE)
-        await played.sees("NOT CONNECTED", "actions are locked", "refuses the connection")
+        await played.sees("NOT CONNECTED", "actions locked", "refuses the connection")
         await played.press("3", "s")
         assert not isinstance(played.app.screen, PlanDialog)
         await played.sees("actions are locked while not connected")

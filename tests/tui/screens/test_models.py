@@ -81,7 +81,7 @@ async def test_the_last_ready_replica_goes_only_by_its_name() -> None:
     async with on_stage(small_fleet()) as played:
         await played.press("3", "s", "left", "left")
         await planned(played)
-        await played.sees("type demo", "nothing answers then")
+        await played.sees("type demo", "no answer then")
         await played.press("enter")
         await played.spell("demi")
         await played.press("enter")

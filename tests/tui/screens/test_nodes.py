@@ -58,7 +58,9 @@ async def test_cordon_and_uncordon() -> None:
         await played.press("enter")
         await played.until(lambda: ("cordon", "node-000", None, False) in played.control.calls)
         played.view(NodesView).table.move_to("node-028")
-        await played.settle()
+        # The answer stands where the keys are for a moment.
+        await played.tick(7.0)
+        played.app.fleet.alive(played.clock.monotonic)
         await played.sees("U uncordon")
         await played.press("U")
         await planned(played)
