@@ -32,7 +32,7 @@ from nebula_proxy.control.answers import as_refusal
 from nebula_proxy.control.changes import expect_generation
 from nebula_proxy.control.consequences import consequences
 from nebula_proxy.control.planner import PlannerLoop
-from nebula_proxy.control.refusals import conflict, store_away
+from nebula_proxy.control.refusals import conflict, store_away, store_emptied
 from nebula_proxy.control.repeats import Repeats
 from nebula_proxy.control.views import Look
 
@@ -184,6 +184,8 @@ class Actions:
         async def audited() -> Answer:
             if not self._watcher.reachable:
                 raise store_away(self._watcher.snapshot_age(self._clock.monotonic()))
+            if self._watcher.emptied:
+                raise store_emptied()
             await self._store.append_audit(self._audit(call, deed, "intent", None))
             try:
                 done = await work()

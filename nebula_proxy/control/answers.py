@@ -1,16 +1,18 @@
 """Answers as bytes: records as JSON, refusals in the one envelope, streams as server-sent events."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from nebula_core.errors import Conflict, NebulaError, StoreUnavailable, StoreUnfit
 from nebula_core.records.base import Record
 from nebula_core.wire.openai import error_body
-from nebula_proxy.control.refusals import CallRefused
+from nebula_proxy.control.refusals import CallRefused, unauthenticated
 
 JSON = "application/json"
 
@@ -33,9 +35,35 @@ def refusal_answer(refusal: CallRefused) -> Response:
     return Response(body, refusal.status, refusal.headers, media_type=JSON)
 
 
-def stream_answer(chunks: AsyncIterator[bytes]) -> Response:
-    # Proxies in between must not collect the stream.
-    return StreamingResponse(chunks, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+class _EventStream(StreamingResponse):
+    """Closes its source when the client leaves, instead of leaving that to the garbage collector."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+        # Proxies in between must not collect the stream.
+        super().__init__(chunks, headers={"x-accel-buffering": "no"})
+        self._source = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._source.aclose()
+
+
+def stream_answer(chunks: AsyncGenerator[bytes], still_allowed: Callable[[], bool]) -> Response:
+    """Server-sent events for as long as the caller's key is good: at the latest the next comment notices."""
+    return _EventStream(_while_allowed(chunks, still_allowed))
+
+
+async def _while_allowed(chunks: AsyncGenerator[bytes], still_allowed: Callable[[], bool]) -> AsyncGenerator[bytes]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if not still_allowed():
+                yield error_event(unauthenticated())
+                return
+            yield chunk
 
 
 #: Line ends for some clients, though not by the rules of the format.
@@ -48,6 +76,13 @@ def sse(event: str, data: str, event_id: str | None = None) -> bytes:
         data = data.translate(_LINE_ENDS)
     head = f"id: {event_id}\n" if event_id is not None else ""
     return f"{head}event: {event}\ndata: {data}\n\n".encode()
+
+
+def error_event(error: NebulaError) -> bytes:
+    """The last event of a stream that cannot go on; the client connects again."""
+    refusal = as_refusal(error)
+    body = error_body(refusal.status, refusal.code, refusal.message, hint=refusal.hint)
+    return sse("error", body.decode())
 
 
 KEEPALIVE = b": \n\n"

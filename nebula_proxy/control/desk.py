@@ -1,7 +1,9 @@
 """What every operation works with: the store, our view of the cluster, the planner, and the tools made of them."""
 
 import os
+from collections.abc import Callable
 
+from nebula_core.records.access import Principal
 from nebula_core.runtime.clock import Clock
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Watcher
@@ -43,6 +45,17 @@ class Desk:
             clock_skews=self.hub.clock_skews,
         )
         return Look(self.watcher.snapshot, now, plan=self.planner.latest, process=process, age=age)
+
+    def still_allowed(self, principal: Principal) -> Callable[[], bool]:
+        """Asks whether the caller's key is as good as it was: what is open ends with it."""
+
+        def allowed() -> bool:
+            key = self.watcher.snapshot.keys.get(principal.key_id)
+            if key is None or key.revoked or not key.role.includes(principal.role):
+                return False
+            return key.expires_at is None or key.expires_at > self.clock.wall()
+
+        return allowed
 
     @property
     def knows_nothing(self) -> bool:

@@ -6,7 +6,7 @@ watched take a moment to come.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 import structlog
@@ -17,8 +17,7 @@ from nebula_core.records.views import LogLine
 from nebula_core.runtime.clock import Clock
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Watcher
-from nebula_core.wire.openai import error_body
-from nebula_proxy.control.answers import KEEPALIVE, KEEPALIVE_SECONDS, as_refusal, sse
+from nebula_proxy.control.answers import KEEPALIVE, KEEPALIVE_SECONDS, error_event, sse
 from nebula_proxy.control.watching import WatchHub
 
 log = structlog.get_logger(__name__)
@@ -67,16 +66,16 @@ class Follower:
                 return self._young(lines, since_seconds)
             await asyncio.sleep(SHORTEST_PAUSE)
 
-    async def lines(self, replica: str, tail: int, since_seconds: float | None) -> AsyncIterator[bytes]:
+    async def lines(self, replica: str, tail: int, since_seconds: float | None) -> AsyncGenerator[bytes]:
         """What there is (at most `tail` lines), then what comes, until the replica is gone."""
         with self._hub.stream():
             try:
                 async for chunk in self._lines(replica, tail, since_seconds):
                     yield chunk
             except NebulaError as error:
-                yield _error(error)
+                yield error_event(error)
 
-    async def _lines(self, replica: str, tail: int, since_seconds: float | None) -> AsyncIterator[bytes]:
+    async def _lines(self, replica: str, tail: int, since_seconds: float | None) -> AsyncGenerator[bytes]:
         cursor: str | None = None
         renewed = spoke = float("-inf")
         pause = SHORTEST_PAUSE
@@ -125,12 +124,12 @@ class Follower:
 
     # -- events and audit ------------------------------------------------------------------------------------------
 
-    async def events(self, after: str | None) -> AsyncIterator[bytes]:
+    async def events(self, after: str | None) -> AsyncGenerator[bytes]:
         """Events after an id, None: from now on."""
         async for chunk in self._entries("event", self._store.read_events, after, self._hub.event_turn):
             yield chunk
 
-    async def audit(self, after: str | None) -> AsyncIterator[bytes]:
+    async def audit(self, after: str | None) -> AsyncGenerator[bytes]:
         async for chunk in self._entries("audit", self._store.read_audit, after, self._pause):
             yield chunk
 
@@ -140,7 +139,7 @@ class Follower:
         read: Callable[[str | None, int], Awaitable[list[Entry]]],
         after: str | None,
         wait: Callable[[float], Awaitable[None]],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         with self._hub.stream():
             try:
                 if after is None:
@@ -160,7 +159,7 @@ class Follower:
                         yield KEEPALIVE
                     await wait(LOOK_SECONDS)
             except NebulaError as error:
-                yield _error(error)
+                yield error_event(error)
 
     async def _pause(self, seconds: float) -> None:
         """Ends early when the process does."""
@@ -173,10 +172,3 @@ class Follower:
 
 def _last(lines: list[LogLine], count: int) -> list[LogLine]:
     return lines[-count:] if count else []
-
-
-def _error(error: NebulaError) -> bytes:
-    """The last event of a stream that cannot go on; the client connects again."""
-    refusal = as_refusal(error)
-    body = error_body(refusal.status, refusal.code, refusal.message, hint=refusal.hint)
-    return sse("error", body.decode())

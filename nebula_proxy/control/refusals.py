@@ -76,3 +76,12 @@ def store_away(age: float | None) -> CallRefused:
         hint="start the store, or correct store.url of the control process; running models go on serving",
         headers={"retry-after": "2"},
     )
+
+
+def store_emptied() -> CallRefused:
+    return CallRefused(
+        503,
+        "store_emptied",
+        "the store came back without what it held: nothing is changed in it, and nothing is stopped",
+        hint="put the store's own files back and start it again; what is shown is what was known before",
+    )

@@ -14,7 +14,7 @@ backlog is bounded, and it is never wrong, only late.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -120,7 +120,7 @@ class WatchHub:
 
     # -- for clients -----------------------------------------------------------------------------------------------
 
-    async def watch(self, scope: Scope, interval_ms: int) -> AsyncIterator[bytes]:
+    async def watch(self, scope: Scope, interval_ms: int) -> AsyncGenerator[bytes]:
         """Server-sent events until the client leaves or the process ends."""
         interval = max(SHORTEST_INTERVAL_MS, min(LONGEST_INTERVAL_MS, interval_ms)) / 1000
         member = Member()

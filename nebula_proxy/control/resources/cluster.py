@@ -80,5 +80,6 @@ class Cluster:
         deed = Deed("brake_released", "cluster/planner", severity="warn")
         return record_answer(await self._desk.actions.perform(call, deed, work, PlanView))
 
-    async def watch(self, scope: str = "overview", interval_ms: Interval = 1000) -> Response:
-        return stream_answer(self._desk.hub.watch(parse_scope(scope), interval_ms))
+    async def watch(self, principal: Calls, scope: str = "overview", interval_ms: Interval = 1000) -> Response:
+        chunks = self._desk.hub.watch(parse_scope(scope), interval_ms)
+        return stream_answer(chunks, self._desk.still_allowed(principal))

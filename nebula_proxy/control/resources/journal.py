@@ -11,7 +11,7 @@ from nebula_core.records.event import Audit, Event
 from nebula_core.records.views import Page
 from nebula_proxy.control.answers import page_answer, stream_answer
 from nebula_proxy.control.desk import Desk
-from nebula_proxy.control.operations import Operation
+from nebula_proxy.control.operations import Calls, Operation
 
 ENTRY_ID = r"^[0-9]{1,20}-[0-9]{1,20}$"
 
@@ -52,6 +52,7 @@ class Journal:
 
     async def events(
         self,
+        principal: Calls,
         follow: bool = False,
         limit: Limit = 100,
         cursor: Cursor = None,
@@ -60,12 +61,14 @@ class Journal:
     ) -> Response:
         """Pages go back in time from the newest; within a page the oldest comes first."""
         if follow:
-            return stream_answer(self._desk.follower.events(seen or after))
+            chunks = self._desk.follower.events(seen or after)
+            return stream_answer(chunks, self._desk.still_allowed(principal))
         entries = await self._desk.store.read_events(after, limit, cursor)
         return page_answer(entries, _older(entries, limit, after))
 
     async def audit(
         self,
+        principal: Calls,
         follow: bool = False,
         limit: Limit = 100,
         cursor: Cursor = None,
@@ -73,7 +76,8 @@ class Journal:
         seen: LastSeen = None,
     ) -> Response:
         if follow:
-            return stream_answer(self._desk.follower.audit(seen or after))
+            chunks = self._desk.follower.audit(seen or after)
+            return stream_answer(chunks, self._desk.still_allowed(principal))
         entries = await self._desk.store.read_audit(after, limit, cursor)
         return page_answer(entries, _older(entries, limit, after))
 

@@ -13,7 +13,7 @@ from nebula_proxy.control import changes
 from nebula_proxy.control.actions import Call, Deed
 from nebula_proxy.control.answers import page_answer, record_answer, stream_answer
 from nebula_proxy.control.desk import Desk
-from nebula_proxy.control.operations import Calling, Operation
+from nebula_proxy.control.operations import Calling, Calls, Operation
 from nebula_proxy.control.refusals import conflict, not_found
 
 MOST_LINES = 10_000
@@ -56,10 +56,13 @@ class Replicas:
     async def restart(self, replica: str, call: Calling) -> Response:
         return record_answer(await self._move(call, replica, "restart"))
 
-    async def logs(self, replica: str, follow: bool = False, tail: Tail = 200, since: Since = None) -> Response:
+    async def logs(
+        self, principal: Calls, replica: str, follow: bool = False, tail: Tail = 200, since: Since = None
+    ) -> Response:
         self._view(replica)
         if follow:
-            return stream_answer(self._desk.follower.lines(replica, tail, since))
+            chunks = self._desk.follower.lines(replica, tail, since)
+            return stream_answer(chunks, self._desk.still_allowed(principal))
         return page_answer(await self._desk.follower.last_lines(replica, tail, since))
 
     async def _move(self, call: Call, replica: str, kind: str) -> PlanView:

@@ -68,3 +68,23 @@ async def test_a_start_without_a_store_lets_nobody_in_but_says_why(own_store: Ca
         await control.process.watcher.synced(10)
         assert (await api.get(f"{control.url}/readyz")).status_code == 200
         assert (await api.get("/whoami")).status_code == 401
+
+
+async def test_a_store_that_lost_its_memory_is_not_written_over(own_store: Callable[..., StoreServer]) -> None:
+    server = own_store()
+    async with running_control(server, store_settings=BRIEF) as control:
+        await control.deploy("chat", 1)
+        await control.ready()
+        server.kill()
+        await away(control)
+        server.lose_data()
+        server.start()
+        async with asyncio.timeout(10):
+            while not control.process.watcher.emptied:
+                await asyncio.sleep(0.02)
+        async with control.client(Role.ADMIN) as api:
+            view = (await api.get("/deployments/chat")).json()
+            assert view["replicas_ready"] == 1
+            refused = await api.post("/deployments/chat/scale", json={"replicas": 0})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_emptied")
+            assert "empty" in (await api.get("/cluster")).json()["brake"]

@@ -176,3 +176,16 @@ async def test_streams_end_with_the_process(control: RunningControl) -> None:
         control.process.server.should_exit = True
         with pytest.raises(AssertionError, match="the stream has ended"):
             await stream.until(lambda *_: False)
+
+
+async def test_a_stream_ends_with_its_key(control: RunningControl) -> None:
+    async with control.client(Role.ADMIN) as api:
+        made = (await api.post("/keys", json={"name": "guest", "role": "viewer"})).json()
+        control.tokens[Role.VIEWER] = made["key"]
+        async with control.client(Role.VIEWER) as guest, following(guest, "/watch", interval_ms=100) as stream:
+            await stream.next()
+            await api.delete(f"/keys/{made['record']['id']}")
+            _, data = await stream.until(lambda name, _: name == "error", 10)
+            assert data["error"]["code"] == "invalid_api_key"
+            with pytest.raises(AssertionError, match="the stream has ended"):
+                await stream.next()
