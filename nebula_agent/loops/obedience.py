@@ -133,10 +133,10 @@ class Obedience:
                 self._keys, signed, node=self._node, not_before=self.orders.not_before(replica, floor), replica=replica
             )
         except SignatureRefused as error:
-            self._refuse(replica, str(error))
+            self._refuse(replica, error.message, error.hint)
             return
         except ValueError:
-            self._refuse(replica, "it cannot be read")
+            self._refuse(replica, "it cannot be read", "Agent and control plane differ in version: update")
             return
         self._problems.set(f"placement:{replica}", None)
         owner = self._replicas.owners.get(replica)
@@ -153,12 +153,12 @@ class Obedience:
         )
         await self._replicas.obey(placement, signed)
 
-    def _refuse(self, replica: str, reason: str) -> None:
+    def _refuse(self, replica: str, reason: str, hint: str | None) -> None:
         problem = Problem(
             code="placement_refused",
             message=f"the placement of {replica} is not obeyed: {reason}",
             severity="crit",
-            hint="Check verify_keys against the control plane's public key",
+            hint=hint or "If nobody restored an old store, look who writes to it",
         )
         if self._problems.set(f"placement:{replica}", problem):
             log.error("placement_refused", replica=replica, reason=reason)

@@ -32,6 +32,7 @@ from nebula_core.errors import NebulaError
 from nebula_core.records.placement import Placement, SignedPlacement, Wanted
 from nebula_core.records.replica import EndpointAddress, Phase, ReplicaStatus
 from nebula_core.records.report import Problem
+from nebula_core.records.sample import GpuSample
 from nebula_core.security.files import read_secret, write_secret
 from nebula_core.security.sealing import seal
 from nebula_core.security.text import clean_text
@@ -48,6 +49,9 @@ FAILURE_LINES = 20
 SHORTEN_SECONDS = 30.0
 #: How often the shared memory of a running engine is looked up, for the day it is killed.
 SHM_SECONDS = 60.0
+
+#: A process below this is a display or a monitor, no engine.
+IDLE_BYTES = 2 * 1024**3
 
 _PASSED_ON = frozenset(
     {
@@ -320,6 +324,10 @@ class ReplicaOwner:
             sample = faults.get(gpu)
             if sample is not None and sample.fault is not None:
                 return f"gpu {known.index}: {sample.fault}"
+            if sample is not None and self.placement.spec.gpu_memory_bytes is None:
+                stranger = _stranger(sample)
+                if stranger is not None:
+                    return f"gpu {known.index}: {stranger}"
         return None
 
     def _why_ended(self, started: Started, status: int | None) -> str:
@@ -522,6 +530,8 @@ class ReplicaOwner:
     def _environment(self, kind: str) -> dict[str, str]:
         allowed = _PASSED_ON | set(self._context.policy.environment)
         passed = {name: value for name, value in os.environ.items() if name in allowed}
+        # A service may have none, and engines keep their caches there.
+        passed.setdefault("HOME", str(self._context.files.directory))
         return passed | self._context.settings.engines.of(kind).env
 
     def _watch(self, started: Started, *, proven: bool) -> None:
@@ -623,6 +633,16 @@ class ReplicaOwner:
             )
         self._context.changed()
         await asyncio.to_thread(self._context.files.keep_replica, kept)
+
+
+def _stranger(sample: GpuSample) -> str | None:
+    """Who else fills a GPU that is to be had whole; measured, not booked (gpustack#3859)."""
+    held = [each for each in sample.processes if each.replica is None and (each.memory_used_bytes or 0) > IDLE_BYTES]
+    if not held:
+        return None
+    most = max(held, key=lambda each: each.memory_used_bytes or 0)
+    name = f" ({most.name})" if most.name else ""
+    return f"{(most.memory_used_bytes or 0) / 1024**3:.1f} GiB are held by pid {most.pid}{name}, which is none of ours"
 
 
 def _while_stopping(action: Action) -> str | None:

@@ -6,6 +6,7 @@
  *   lost         the second card fell off the bus
  *   hang         the next call never returns (until the mood changes)
  *   dead         the driver is gone: every call is an unknown error
+ *   foreign      a process of somebody else holds 12 GiB of the first card
  *   noperm       initialisation is not permitted
  * Calls that are not here at all are "function not found" for the binding, as with an old driver.
  */
@@ -131,7 +132,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *card, unsigned int *count, pro
     }
     *count = 1;
     processes[0].pid = (unsigned int)atoi(pid);
-    processes[0].used = 1ULL << 30;
+    processes[0].used = is("foreign") ? 12ULL << 30 : 1ULL << 30;
     processes[0].gi = processes[0].ci = 0xffffffffu;
     return OK;
 }

@@ -1,5 +1,7 @@
 """A node with GPUs: real ones through the stub library, and simulated ones; what is wrong with one stops a start."""
 
+import os
+
 import pytest
 
 from nebula_core.records.event import ChangeKind
@@ -57,6 +59,22 @@ async def test_a_hung_driver_stops_no_heartbeat_and_no_engine_starts_there(clust
         return status and status.phase_reason and "the driver hangs" in status.phase_reason and status
 
     assert (await eventually(waits, "the start waits")).phase is Phase.PENDING
+    stub.set("ok")
+    await cluster.until(Phase.READY)
+
+
+async def test_no_engine_starts_on_a_gpu_that_a_stranger_fills(cluster, tmp_path):
+    stub = StubNvml(tmp_path)
+    stub.set("foreign")
+    cluster.agent(gpus="auto", env=stub.env(os.getpid())).start()
+    await inventory(cluster, 2)
+    await cluster.place(cluster.placement(gpus=("GPU-stub-0",)))
+
+    async def told():
+        status = await cluster.status()
+        return status and f"12.0 GiB are held by pid {os.getpid()}" in (status.phase_reason or "")
+
+    await eventually(told, "the holder is named")
     stub.set("ok")
     await cluster.until(Phase.READY)
 

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -223,3 +225,27 @@ async def test_the_store_may_go_and_come_back(tmp_path, own_store):
             assert agent.engines() == []
         finally:
             cluster.close()
+
+
+async def test_systemd_hears_that_it_is_ready_that_it_lives_and_that_it_leaves(cluster, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, TemporaryDirectory(prefix="nbs") as short:
+        address = f"{short}/notify"
+        systemd.bind(address)
+        systemd.setblocking(False)
+        heard: list[str] = []
+
+        def hears(word):
+            def look():
+                try:
+                    while True:
+                        heard.extend(systemd.recv(4096).decode().splitlines())
+                except BlockingIOError:
+                    return word in heard
+
+            return look
+
+        agent = cluster.agent(env={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "10000000"}).start()
+        await eventually(hears("READY=1"), "ready")
+        await eventually(hears("WATCHDOG=1"), "a full tick")
+        assert agent.stop() == 0
+        await eventually(hears("STOPPING=1"), "leaving")
