@@ -228,13 +228,22 @@ def read_usage(body: bytes) -> Usage | None:
     return usage.plain() if usage is not None else None
 
 
-def ended_well(last: bytes, dialect: Dialect) -> bool:
-    """Whether the last events of a stream are those of a finished one; some engines send no `[DONE]`."""
+#: What ends a stream of the chat and completions calls.
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+def is_closed(last: bytes, dialect: Dialect) -> bool:
+    """Whether the last events of a stream say that it is over."""
     if dialect is Dialect.RESPONSES:
         return b'"response.completed"' in last or b'"response.incomplete"' in last or b'"response.failed"' in last
     if dialect is Dialect.MESSAGES:
         return b"message_stop" in last
-    return _DONE(last) is not None or _FINISHED(last) is not None
+    return _DONE(last) is not None
+
+
+def is_finished(last: bytes, dialect: Dialect) -> bool:
+    """Whether the answer in these last events is complete; some engines (transformers) send no `[DONE]` after it."""
+    return is_closed(last, dialect) or (dialect is Dialect.CHAT and _FINISHED(last) is not None)
 
 
 #: Inside JSON a line never begins anew, so no text of a model can look like this.

@@ -81,6 +81,7 @@ class Exchange:
         "_headers",
         "_held",
         "_held_bytes",
+        "_itl",
         "_last",
         "_last_at",
         "_meter",
@@ -88,6 +89,7 @@ class Exchange:
         "_over",
         "_overhead",
         "_pass",
+        "_passing",
         "_path",
         "_paused_at",
         "_plane",
@@ -139,6 +141,8 @@ class Exchange:
         self._rest = b""
         self._held: list[bytes] = []
         self._held_bytes = 0
+        #: A stream has begun and no part of an event is held back.
+        self._passing = False
         # What the client has got.
         self._begun = False
         self._last = b""
@@ -311,6 +315,20 @@ class Exchange:
             self._plane.ejections.clear(self._route.replica)  # type: ignore[union-attr] # it is sent to one
 
     def response_body(self, body: bytes, *, ended: bool) -> None:
+        if (
+            self._passing
+            and not ended
+            and body.endswith(b"\n\n")
+            and not (b'"usage"' in body or b'"error"' in body or b'"abort"' in body)  # openai.worth_reading
+        ):
+            # A token like most: whole events in the middle of a stream, and nothing to be read in them.
+            self._downstream.write(body)
+            now = time.monotonic()
+            self._itl(now - self._last_at)
+            self._last_at = now
+            self._last = body
+            self._sent_bytes += len(body)
+            return
         if ended:
             self._call = None  # its connection may serve another exchange from now on
         if not self._streams:
@@ -329,15 +347,16 @@ class Exchange:
             if openai.worth_reading(body) and not self._read_events(body):
                 return
             now = time.monotonic()
-            self._sent_bytes += len(body)
             self._last = body
             if self._begun:
-                self._meter.itl.observe(now - self._last_at)
+                self._sent_bytes += len(body)
+                self._itl(now - self._last_at)
                 self._last_at = now
                 self._downstream.write(body)
             else:
                 self._last_at = now
                 self._begin(body, now)
+        self._passing = not self._rest
         if self._rest and len(self._rest) > self._plane.limits.event_bytes:
             self._abandon()
             self._trouble(Trouble.MALFORMED, "an event without an end")
@@ -346,20 +365,22 @@ class Exchange:
         """The engine has ended its stream properly framed; whether it is finished is for its events to say."""
         if body and openai.worth_reading(body) and not self._read_events(body):
             return
-        finished = openai.ended_well(body or self._last, self._path.dialect)
-        if not finished and body and self._begun:
-            finished = openai.ended_well(self._last + body, self._path.dialect)
+        dialect = self._path.dialect
         now = time.monotonic()
-        if not finished:
+        last = body if openai.is_closed(body, dialect) else self._last + body
+        if not openai.is_finished(last, dialect):
             whole = body[: sse.whole_events(body)]
             if self._begun and whole:
                 self._downstream.write(whole)
             self._trouble(Trouble.UNFINISHED, "the stream ended unfinished")
             return
-        self._sent_bytes += len(body)
+        if not openai.is_closed(last, dialect):
+            # An engine that ends without the mark: a client must be able to tell an end from a break.
+            body = (body if not body or body.endswith(b"\n\n") else body + b"\n\n") + openai.DONE_EVENT
         if self._begun:
+            self._sent_bytes += len(body)
             if body:
-                self._meter.itl.observe(now - self._last_at)
+                self._itl(now - self._last_at)
             self._downstream.end(body)
         else:
             self._begin(body, now)
@@ -412,7 +433,6 @@ class Exchange:
             if self._held_bytes > self._plane.limits.hold_bytes:
                 whole = b"".join(self._held)
                 self._held.clear()
-                self._sent_bytes += len(whole)
                 self._begin(whole, time.monotonic())
             return
         if self._held:
@@ -448,8 +468,8 @@ class Exchange:
         self._trouble(_TROUBLE_OF[failure.kind], failure.detail)
 
     def _rest_is_finished(self) -> bool:
-        """Some engines close without the end of their framing after a stream that is complete in itself."""
-        if not self._begun or self._rest or not openai.ended_well(self._last, self._path.dialect):
+        """An engine may close without the end of its framing after a stream that says itself that it is over."""
+        if not self._begun or self._rest or not openai.is_closed(self._last, self._path.dialect):
             return False
         self._downstream.end()
         self._finish(200, "ok")
@@ -542,7 +562,9 @@ class Exchange:
     def _begin(self, body: bytes, now: float) -> None:
         self._begun = True
         self._began_at = now
+        self._sent_bytes += len(body)
         if self._streams:
+            self._itl = self._meter.itl.observe
             ttft = self._ttft = now - self._at
             self._meter.ttft.observe(ttft)
         self._downstream.begin(self._status, self._head(now), body)

@@ -128,10 +128,7 @@ class HotCycle:
         )
 
     def write(self, body: bytes) -> None:
-        if self._chunked:
-            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-        else:
-            self._protocol.transport.write(body)
+        self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
 
     def end(self, body: bytes = b"", *, close: bool = False) -> None:
         if close:

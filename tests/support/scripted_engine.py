@@ -42,6 +42,8 @@ class Conversation:
 
     def reset(self) -> None:
         self.keep = False
+        if self._writer.is_closing():
+            return
         raw = self._writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
@@ -146,8 +148,8 @@ class ScriptedEngine:
         try:
             while first is not None:
                 first = await self._one(reader, writer, first)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, RuntimeError):
+            pass  # uvloop says RuntimeError when its transport is gone
         finally:
             writer.transport.abort()
             self._writers.discard(writer)

@@ -308,13 +308,33 @@ async def test_the_openai_client_raises(hot: bool, engine: ScriptedEngine) -> No
         assert texts == ["one", "two"]
 
 
-async def test_a_stream_without_done_but_finished_is_whole(hot: bool, engine: ScriptedEngine) -> None:
+async def test_a_finished_stream_gets_the_mark_its_engine_does_not_send(hot: bool, engine: ScriptedEngine) -> None:
     async def transformers(conversation: Conversation) -> None:
         await conversation.send(STREAM_HEAD + chunked(event("one"), event("two", finish="stop")))
 
     engine.script = transformers
     async with running_plane(model(endpoint("m-r0", engine.port)), hot_path=hot) as running:
-        assert (await post(running)).content == event("one") + event("two", finish="stop")
+        assert (await post(running)).content == event("one") + event("two", finish="stop") + DONE
+
+
+async def test_a_stream_lost_before_its_mark_is_told(hot: bool, engine: ScriptedEngine) -> None:
+    async def script(conversation: Conversation) -> None:
+        await conversation.send(STREAM_HEAD + chunked(event("one"), event("two", finish="stop"), end=False))
+        conversation.close()
+
+    engine.script = script
+    async with running_plane(model(endpoint("m-r0", engine.port)), hot_path=hot) as running:
+        assert b"event: error\n" in (await post(running)).content
+
+
+async def test_a_stream_lost_behind_its_mark_is_whole(hot: bool, engine: ScriptedEngine) -> None:
+    async def script(conversation: Conversation) -> None:
+        await conversation.send(STREAM_HEAD + chunked(*tokens("one", "two"), end=False))
+        conversation.close()
+
+    engine.script = script
+    async with running_plane(model(endpoint("m-r0", engine.port)), hot_path=hot) as running:
+        assert (await post(running)).content == b"".join(tokens("one", "two"))
 
 
 async def test_a_long_plain_answer_that_breaks_is_not_ended(hot: bool, engine: ScriptedEngine) -> None:

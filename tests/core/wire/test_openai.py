@@ -13,9 +13,10 @@ from nebula_core.wire.openai import (
     Dialect,
     Facts,
     Usage,
-    ended_well,
     error_body,
     error_event,
+    is_closed,
+    is_finished,
     read_events,
     read_facts,
     read_usage,
@@ -140,7 +141,7 @@ def test_any_events_can_be_read(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "dialect", "well"),
+    ("last", "dialect", "finished"),
     [
         (sse(b"[DONE]"), Dialect.CHAT, True),
         (b"data:[DONE]\n\n", Dialect.CHAT, True),
@@ -154,8 +155,15 @@ def test_any_events_can_be_read(data: bytes) -> None:
         (sse({"type": "message_stop"}), Dialect.MESSAGES, True),
     ],
 )
-def test_which_streams_are_finished(last: bytes, dialect: Dialect, well: bool) -> None:
-    assert ended_well(last, dialect) is well
+def test_which_streams_are_finished(last: bytes, dialect: Dialect, finished: bool) -> None:
+    assert is_finished(last, dialect) is finished
+    if is_closed(last, dialect):
+        assert finished
+
+
+def test_a_finished_answer_is_not_yet_a_closed_stream() -> None:
+    assert not is_closed(sse(chunk("a", "stop")), Dialect.CHAT)
+    assert is_closed(sse(chunk("a", "stop"), b"[DONE]"), Dialect.CHAT)
 
 
 def test_the_envelope() -> None:
@@ -192,7 +200,7 @@ def test_real_streams_are_finished_and_say_their_tokens(name: str) -> None:
         if at < 0:
             continue
         stream = exchange[at + 1 :].rstrip(b"\n") + b"\n\n"
-        assert ended_well(stream, Dialect.CHAT)
+        assert is_closed(stream, Dialect.CHAT)
         news = read_events(stream)
         assert news.bad_at is None
         if b'"usage":{' in stream:
