@@ -72,12 +72,13 @@ class ProcessRuntime:
             probe_host=probe_host(launch.host),
             port=launch.port,
             ports=tuple(launch.ports),
+            gpus=launch.gpus,
             log_file=str(room.log_file),
             log_offset=offset,
             started_at=began,
             boot_id=self._boot_id,
             pid=child.pid,
-            pid_created=started_at(child.pid),
+            pid_born=born(child.pid),
             marker=f"{MARKER}={marker}",
         )
 
@@ -94,7 +95,7 @@ class ProcessRuntime:
         if child is not None:
             status = child.poll()
             return Look(Life.RUNNING) if status is None else Look(Life.ENDED, status)
-        return Look(Life.RUNNING if _is_alive(pid, started.pid_created) else Life.ENDED)
+        return Look(Life.RUNNING if _is_alive(pid, started.pid_born) else Life.ENDED)
 
     async def ended(self, started: Started, timeout: float) -> None:
         if started.pid is None or self.look(started).life is not Life.RUNNING:
@@ -128,10 +129,8 @@ class ProcessRuntime:
         return await asyncio.to_thread(self._members, started)
 
     def _members(self, started: Started) -> frozenset[int]:
-        pid = started.pid or 0
-        return frozenset(
-            process.pid for process in group_members(pid, created=started.pid_created, marker=started.marker)
-        )
+        members = group_members(started.pid or 0, created=_created(started), marker=started.marker)
+        return frozenset(process.pid for process in members)
 
     async def remember_shared_memory(self, started: Started) -> None:
         """Keeps in mind which files it maps, so that they can be swept even after a kill -9."""
@@ -153,7 +152,7 @@ class ProcessRuntime:
         stopped = await stop_group(
             pid,
             kill_after=term_seconds if look.life is Life.RUNNING else min(term_seconds, _STRAY_TERM_SECONDS),
-            created=started.pid_created,
+            created=_created(started),
             marker=started.marker,
             child=child,
         )
@@ -224,7 +223,7 @@ class ProcessRuntime:
                 started_at=created,
                 boot_id=self._boot_id,
                 pid=leader,
-                pid_created=started_at(leader),
+                pid_born=born(leader),
                 marker=f"{MARKER}={marker}",
             )
         return list(found.values())
@@ -235,11 +234,33 @@ def probe_host(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
 
 
-def _is_alive(pid: int, created: float | None) -> bool:
+def born(pid: int) -> float | None:
+    """When a process began, in seconds since boot; None when there is none. Not psutil's, which moves with the clock."""
     try:
-        process = psutil.Process(pid)
-        if created is not None and abs(process.create_time() - created) > _SAME_SECONDS:
-            return False
-        return process.status() != psutil.STATUS_ZOMBIE
+        line = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        # The name in parentheses may hold anything; the 22nd field is the 20th after it.
+        return int(line.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _created(started: Started) -> float | None:
+    """The leader's beginning as the clock tells it now; one that nobody has when its pid was given to a stranger."""
+    now = born(started.pid or 0)
+    if now is None or started.pid_born is None:
+        return None
+    return started_at(started.pid or 0) if abs(now - started.pid_born) <= _SAME_SECONDS else _NOBODY
+
+
+#: No process began in the year 1970.
+_NOBODY = 0.0
+
+
+def _is_alive(pid: int, begun: float | None) -> bool:
+    now = born(pid)
+    if now is None or (begun is not None and abs(now - begun) > _SAME_SECONDS):
+        return False
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

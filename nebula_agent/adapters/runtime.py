@@ -24,6 +24,7 @@ class Started(Record):
     probe_host: str
     port: int
     ports: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
     log_file: str
     #: Bytes of the log file that belong to earlier starts.
     log_offset: int = 0
@@ -31,8 +32,8 @@ class Started(Record):
     started_at: float
     boot_id: str
     pid: int | None = None
-    #: With the pid, the identity of the process (unix seconds, as the kernel tells it).
-    pid_created: float | None = None
+    #: With pid and boot, the identity of the process: when it began, in seconds since boot (no clock can step it).
+    pid_born: float | None = None
     #: `NAME=value` in the environment of every process of this start.
     marker: str | None = None
     container_id: str | None = None

@@ -94,6 +94,7 @@ class ReplicaOwner:
         self._since = now
         self._failures = Failures(kept.failures, kept.in_a_row).shifted(now - wall)
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._monitor: EngineMonitor | None = None
         self._watching: asyncio.Task[None] | None = None
         self._begun_at: float | None = None
@@ -123,8 +124,9 @@ class ReplicaOwner:
     @property
     def held_gpus(self) -> frozenset[str]:
         """GPUs that a process of this replica may hold."""
-        held = self._claiming or self._kept.started is not None
-        return frozenset(self.placement.gpus) if held else frozenset()
+        started = self._kept.started
+        held = started.gpus if started is not None else ()
+        return frozenset((*held, *self.placement.gpus)) if self._claiming else frozenset(held)
 
     @property
     def log_file(self) -> Path:
@@ -144,7 +146,7 @@ class ReplicaOwner:
             deployment=placement.deployment,
             model=placement.deployment,
             node=placement.node,
-            gpus=placement.gpus,
+            gpus=placement.gpus if started is None else started.gpus,
             engine=placement.spec.engine,
             engine_version=(monitor.version if monitor else None) or (program.version_text if program else None),
             runtime=started.runtime if started is not None else self._runtime_name(),
@@ -632,7 +634,9 @@ class ReplicaOwner:
                 reason=kept.phase_reason,
             )
         self._context.changed()
-        await asyncio.to_thread(self._context.files.keep_replica, kept)
+        # Orders come from another task: the newest state is written, and one writing at a time.
+        async with self._writing:
+            await asyncio.to_thread(self._context.files.keep_replica, self._kept)
 
 
 def _stranger(sample: GpuSample) -> str | None:

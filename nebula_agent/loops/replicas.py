@@ -103,11 +103,11 @@ class Replicas:
             started, monitor = owner.started, owner.monitor
             if started is None:
                 continue
-            for gpu in owner.placement.gpus:
+            for gpu in started.gpus:
                 found[gpu] = Holder(
                     owner.replica,
                     started.pid,
-                    len(owner.placement.gpus),
+                    len(started.gpus),
                     monitor.sample if monitor is not None else None,
                 )
         return found
