@@ -309,8 +309,8 @@ class DeploymentPass:
         if starting or going:
             self._hold(f"no room for a replacement yet; waits for {', '.join((starting or going)[:3])}")
             return
-        if self._shared.unsettled:
-            self._hold("no room for a replacement, but a node is silent for a moment: waits for it")
+        if (why := self._shared.unsettled) is not None:
+            self._hold(f"no room for a replacement, but {why}: waits for it")
             return
         for number, (facts, why) in enumerate(self._outgoing):
             if must_leave(facts) or isinstance(self._chooser(self._shared.room_without(facts)).choose(), Placed):

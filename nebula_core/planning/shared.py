@@ -36,6 +36,20 @@ class Shared:
         return {facts.node.name: room}
 
     @property
-    def unsettled(self) -> bool:
-        """Some node has been silent for a moment: what fits nowhere now may fit there in a second."""
-        return any(node.state is NodeState.SUSPECT for node in self.index.nodes.values())
+    def unsettled(self) -> str | None:
+        """Why what fits nowhere now may fit in a second; None when waiting would help nothing."""
+        if any(node.state is NodeState.SUSPECT for node in self.index.nodes.values()):
+            return "a node is silent for a moment"
+        for room in self.rooms.values():
+            for place in room.free:
+                if place.in_use is not None and _is_being_freed(room, place.gpu.id):
+                    return f"gpu {place.gpu.index} of {room.node.name} still shows memory of a replica that has left it"
+        return None
+
+
+def _is_being_freed(room: Room, gpu: str) -> bool:
+    """Whether all that fills it are replicas of ours which nothing holds there any more: figures follow a stop late."""
+    received = room.facts.received
+    samples = () if received is None else received.report.gpus
+    users = [process.replica for sample in samples if sample.gpu == gpu for process in sample.processes]
+    return bool(users) and all(user is not None and user not in room.facts.placements for user in users)

@@ -17,7 +17,7 @@ from nebula_core.records.placement import Placement, Wanted
 from nebula_core.records.plan import Plan
 from nebula_core.records.replica import Phase, ReplicaStatus
 from nebula_core.records.report import NodeReport, ProxyReport
-from nebula_core.records.sample import EngineSample, GpuSample
+from nebula_core.records.sample import EngineSample, GpuProcess, GpuSample
 from nebula_core.records.snapshot import ClusterSnapshot
 
 GIB = 1024**3
@@ -100,6 +100,8 @@ class ModelNode:
     faults: dict[str, str] = field(default_factory=dict)
     #: Memory a stranger holds on a GPU.
     foreign: dict[str, int] = field(default_factory=dict)
+    #: Figures of a GPU that lag behind: a replica that stopped still stands in them.
+    ghosts: dict[str, str] = field(default_factory=dict)
     #: Replicas that can not start here (their agent gave up).
     broken: set[str] = field(default_factory=set)
     #: The agent reports, but does nothing.
@@ -289,7 +291,11 @@ class ClusterModel:
                 gpu=gpu.id,
                 index=gpu.index,
                 memory_total_bytes=gpu.memory_total_bytes,
-                memory_used_bytes=(40 * GIB if gpu.id in busy else 0) + node.foreign.get(gpu.id, 0),
+                memory_used_bytes=(40 * GIB if gpu.id in busy or gpu.id in node.ghosts else 0)
+                + node.foreign.get(gpu.id, 0),
+                processes=(GpuProcess(pid=7, memory_used_bytes=40 * GIB, replica=node.ghosts[gpu.id]),)
+                if gpu.id in node.ghosts
+                else (),
                 fault=node.faults.get(gpu.id),
             )
             for gpu in node.node.gpus

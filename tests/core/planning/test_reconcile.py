@@ -356,6 +356,27 @@ def test_a_moments_silence_elsewhere_does_not_make_the_old_one_go_first():
     assert model.ready("chat") == ["chat-r2"]
 
 
+def test_figures_that_lag_behind_a_stop_do_not_make_the_old_one_go_first():
+    """Seen on a real cluster: a drain right after a scale down found the freed GPU still full, and stopped first."""
+    model = ClusterModel(nodes(2, gpus=1))
+    model.deploy(make_deployment(replicas=1))
+    model.settle()
+    (placement,) = model.view.placements.values()
+    other = next(name for name in model.nodes if name != placement.node)
+    gpu = model.nodes[other].node.gpus[0].id
+    model.nodes[other].ghosts[gpu] = "chat-r9"
+    model.intend(placement.node, drain=True)
+    for _ in range(5):
+        model.step()
+    assert model.ready("chat") == ["chat-r1"]
+    assert "still shows memory of a replica that has left it" in model.plan().entries[0].reason
+    model.nodes[other].ghosts.clear()
+    for _ in range(40):
+        model.step()
+        assert model.ready("chat")
+    assert model.ready("chat") == ["chat-r2"]
+
+
 def test_a_replica_that_failed_for_good_holds_up_no_drain_of_a_node():
     model = ClusterModel(nodes(3))
     model.deploy(make_deployment(replicas=3))
