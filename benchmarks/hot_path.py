@@ -46,13 +46,13 @@ class Nowhere:
     def __init__(self) -> None:
         self.writes = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, _data: bytes) -> None:
         self.writes += 1
 
     def is_closing(self) -> bool:
         return False
 
-    def get_extra_info(self, name: str) -> Any:
+    def get_extra_info(self, _name: str) -> Any:
         return None
 
     def pause_reading(self) -> None: ...
@@ -64,7 +64,34 @@ class Nowhere:
     def abort(self) -> None: ...
 
 
-async def build() -> tuple[HotPathProtocol, UpstreamConnection, bytes, Plane]:
+class Kept:
+    """In place of the pool: one connection per engine, always idle, and the latest one used."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.latest: UpstreamConnection | None = None
+        self._connections = {}
+        for port in (9001, 9002):
+            connection = UpstreamConnection(plane.client, ("127.0.0.1", port))
+            connection.connection_made(Nowhere())  # type: ignore[arg-type]
+            self._connections[("127.0.0.1", port)] = connection
+
+    def request(self, address: Any, data: bytes, sink: Any, *, fresh: bool = False) -> UpstreamConnection:
+        if fresh:
+            raise RuntimeError("nothing is ever stale here")
+        connection = self.latest = self._connections[address]
+        connection.send(data, sink)
+        return connection
+
+    def answer(self, data: bytes) -> None:
+        if self.latest is None:
+            raise RuntimeError("no request was sent")
+        self.latest.data_received(data)
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Stays where it is."""
+
+
+async def build() -> tuple[HotPathProtocol, Kept, bytes, Plane]:
     plane = Plane(proxy="bench", log=RequestLog(os.open(os.devnull, os.O_WRONLY)))
     token, record = mint_key("bench", Role.CLIENT, now=time.time(), created_by="bench")
     plane.authenticator.update({record.id: record})
@@ -81,58 +108,46 @@ async def build() -> tuple[HotPathProtocol, UpstreamConnection, bytes, Plane]:
     config.load()
     state = ServerState()
     state.default_headers = [(b"date", b"Sat, 21 Nov 2026 10:00:00 GMT")]
-    protocol_class = HotPathProtocol.bound_to(plane)
-    protocol = protocol_class(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+    bound = HotPathProtocol.bound_to(plane)
+    protocol = bound(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+    if not isinstance(protocol, HotPathProtocol):
+        raise TypeError(type(protocol))
     protocol.connection_made(Nowhere())  # type: ignore[arg-type]
-    sent: list[UpstreamConnection] = []
-
-    def request(address: Any, data: bytes, sink: Any, *, fresh: bool = False) -> UpstreamConnection:
-        connection = pooled[address]
-        connection.send(data, sink)
-        sent[:] = [connection]
-        return connection
-
-    plane.client._bind()
-    pooled = {}
-    for port in (9001, 9002):
-        connection = UpstreamConnection(plane.client, ("127.0.0.1", port))
-        connection.connection_made(Nowhere())  # type: ignore[arg-type]
-        pooled[("127.0.0.1", port)] = connection
-    plane.client.request = request  # type: ignore[method-assign]
-    plane.client.keep = lambda connection: None  # type: ignore[method-assign]
+    kept = Kept(plane)
+    plane.client.request = kept.request  # type: ignore[method-assign]
+    plane.client.keep = kept.keep  # type: ignore[method-assign]
     wire = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
     ).encode() + BODY
-    assert isinstance(protocol, HotPathProtocol)
-    return protocol, sent, wire, plane  # type: ignore[return-value]
+    return protocol, kept, wire, plane
 
 
 async def requests(count: int) -> float:
-    protocol, sent, wire, plane = await build()
+    protocol, kept, wire, plane = await build()
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(PLAIN), PLAIN)
     began = time.process_time()
     for _ in range(count):
         protocol.data_received(wire)
-        sent[0].data_received(answer)  # type: ignore[index]
+        kept.answer(answer)
     spent = time.process_time() - began
-    assert plane.meters.models["m0"].statuses == {200: count}, plane.meters.models["m0"].statuses
+    if plane.meters.models["m0"].statuses != {200: count}:
+        raise RuntimeError(f"not all were answered: {plane.meters.models['m0'].statuses}")
     return spent / count * 1e6
 
 
 async def chunks(count: int) -> float:
-    protocol, sent, wire, plane = await build()
+    protocol, kept, wire, plane = await build()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
     protocol.data_received(wire)
-    connection: UpstreamConnection = sent[0]  # type: ignore[index]
-    connection.data_received(head + chunk)
-    receive = connection.data_received
+    kept.answer(head + chunk)
     began = time.process_time()
     for _ in range(count):
-        receive(chunk)
+        kept.answer(chunk)
     spent = time.process_time() - began
-    assert sum(plane.meters.models["m0"].itl.counts) == count
+    if sum(plane.meters.models["m0"].itl.counts) != count:
+        raise RuntimeError("not all chunks passed")
     return spent / count * 1e6
 
 

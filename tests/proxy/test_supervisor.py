@@ -1,0 +1,97 @@
+"""`run --role all`: workers that share a port and a control process, kept alive and ended together."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from nebula_core.runtime.processes import free_port
+from nebula_proxy.installing import install
+from tests.support.data_plane import until
+from tests.support.proxy_process import proxy_process
+
+
+def children(pid: int) -> dict[str, list[psutil.Process]]:
+    """The supervisor's children by role."""
+    found: dict[str, list[psutil.Process]] = {"data": [], "control": []}
+    for child in psutil.Process(pid).children():
+        try:
+            words = child.cmdline()
+        except psutil.Error:
+            continue
+        if "--role" in words:
+            found[words[words.index("--role") + 1]].append(child)
+    return found
+
+
+async def answers(url: str) -> bool:
+    try:
+        async with httpx.AsyncClient() as client:
+            return (await client.get(url)).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def until_answers(url: str, log: Path) -> None:
+    try:
+        async with asyncio.timeout(30):
+            while not await answers(url):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(log.read_text()) from None  # noqa: ASYNC240 - the test is over
+
+
+@pytest.mark.flow
+async def test_everybody_runs_is_kept_alive_and_ends(store_url: str, tmp_path: Path) -> None:
+    install(tmp_path)
+    control_port = free_port()
+    settings = {
+        "workers": 2,
+        "control__port": control_port,
+        "control__signing_key_file": tmp_path / "keys" / "signing.key",
+        "sealing_key_file": tmp_path / "keys" / "sealing.key",
+        "data_dir": tmp_path,
+    }
+    async with proxy_process(store_url, tmp_path, free_port(), "--role", "all", **settings) as proxy:
+        await until_answers(f"{proxy.url}/readyz", proxy.log)
+        pid = proxy.process.pid
+        await until(lambda: len(children(pid)["data"]) == 2 and len(children(pid)["control"]) == 1)
+        (victim, other), (control,) = children(pid)["data"], children(pid)["control"]
+        os.kill(victim.pid, signal.SIGKILL)
+        await until(lambda: len(children(pid)["data"]) == 2 and victim not in children(pid)["data"], 10)
+        assert other in children(pid)["data"]
+        # Connections that came meanwhile waited in the kernel; none was refused.
+        for _ in range(8):
+            _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.close()
+        everyone = [*children(pid)["data"], control]
+        proxy.terminate()
+        assert await asyncio.wait_for(proxy.process.wait(), 20) == 0
+        assert [child for child in everyone if child.is_running()] == []
+
+
+@pytest.mark.flow
+async def test_a_taken_control_port_is_named(store_url: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with proxy_process(store_url, tmp_path, free_port(), "--role", "all", control__port=port) as proxy:
+            assert await asyncio.wait_for(proxy.process.wait(), 20) == 1
+        text = proxy.log.read_text()
+        assert f"port {port} for the Control API is taken" in text
+        assert f"pid {os.getpid()}" in text
+
+
+@pytest.mark.fault
+async def test_children_end_when_their_supervisor_is_killed(store_url: str, tmp_path: Path) -> None:
+    async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", workers=2) as proxy:
+        await until_answers(f"{proxy.url}/healthz", proxy.log)
+        await until(lambda: len(children(proxy.process.pid)["data"]) == 2)
+        orphans = children(proxy.process.pid)["data"]
+        proxy.process.kill()
+        await proxy.process.wait()
+        await until(lambda: not any(orphan.is_running() for orphan in orphans), 10)
