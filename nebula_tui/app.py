@@ -27,6 +27,7 @@ from nebula_tui.adapters.control import (
 from nebula_tui.presenters import chrome
 from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.fleet import FleetState
+from nebula_tui.presenters.trouble import Trouble, troubles
 from nebula_tui.screens.main import MainScreen
 from nebula_tui.screens.palette import NebulaCommands
 from nebula_tui.settings import TuiSettings
@@ -70,6 +71,7 @@ class NebulaApp(App[None]):
         )
         self._chat = chat
         self.role: str | None = None
+        self._troubles: tuple[tuple[int, float], list[Trouble]] | None = None
         self.base = MainScreen(self, context=settings.context, url=settings.control_url, tick_seconds=tick_seconds)
 
     # -------------------------------------------------------------------------------------------------------- host
@@ -82,6 +84,12 @@ class NebulaApp(App[None]):
 
     def may_act(self) -> bool:
         return chrome.may_act(self.role)
+
+    def troubles(self) -> list[Trouble]:
+        moment = (self.fleet.version, self.now())
+        if self._troubles is None or self._troubles[0] != moment:
+            self._troubles = (moment, troubles(self.fleet, moment[1]))
+        return self._troubles[1]
 
     async def open_chat(self) -> Chat:
         if self._chat is None:

@@ -170,8 +170,8 @@ class ControlClient:
     async def events(self, *, count: int = 200) -> tuple[Event, ...]:
         """The newest, oldest first."""
         page = _decode(Page[Event], await self._call("GET", "/events", params={"limit": str(count)}))
-        # They come newest first; of two in the same moment the later one stays the later one.
-        return tuple(sorted(reversed(page.items), key=lambda event: event.at))
+        oldest_first = reversed(page.items)  # of two in the same moment the later one stays the later one
+        return tuple(sorted(oldest_first, key=lambda event: event.at))
 
     # --------------------------------------------------------------------------------------------------- actions
 

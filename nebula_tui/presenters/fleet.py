@@ -26,6 +26,7 @@ from nebula_core.records.views import (
     WatchSnapshot,
 )
 from nebula_tui.presenters.history import History
+from nebula_tui.presenters.summary import NodeSummary, summarise
 
 EVENTS_KEPT: Final = 2000
 #: A watch of a cluster with live nodes says something every second; after this long without a word it is called quiet.
@@ -72,6 +73,7 @@ class FleetState:
         self._node_at: dict[str, float] = {}
         self._replica_at: dict[str, float] = {}
         self._cluster_at = 0.0
+        self._summaries: dict[str, tuple[NodeView, NodeSummary]] = {}
         self._event_ids: set[tuple[str | None, float, str, str]] = set()
 
     # ---------------------------------------------------------------------------------------------------- the watch
@@ -95,6 +97,7 @@ class FleetState:
         self.link = Link(LinkState.LIVE, now)
         self.cluster, self._cluster_at = snapshot.cluster, now
         self.nodes = {node.id: node for node in snapshot.nodes}
+        self._summaries = {}
         self.deployments = {deployment.name: deployment for deployment in snapshot.deployments}
         self.replicas = {replica.id: replica for replica in snapshot.replicas}
         self._node_at = dict.fromkeys(self.nodes, now)
@@ -116,6 +119,7 @@ class FleetState:
             self._replica_at[replica.id] = now
         for gone in delta.gone_nodes:
             self.nodes.pop(gone, None)
+            self._summaries.pop(gone, None)
             self._node_at.pop(gone, None)
         for gone in delta.gone_deployments:
             self.deployments.pop(gone, None)
@@ -193,6 +197,22 @@ class FleetState:
             or any(replica.simulated for replica in self.replicas.values())
         )
 
+    def summary(self, node: NodeView) -> NodeSummary:
+        """Its sums, worked out once for each view."""
+        known = self._summaries.get(node.id)
+        if known is not None and known[0] is node:
+            return known[1]
+        made = summarise(node)
+        self._summaries[node.id] = (node, made)
+        return made
+
+    def replicas_by_node(self) -> dict[str, list[ReplicaView]]:
+        """For a pass over all nodes: one walk over the replicas instead of one per node."""
+        found: dict[str, list[ReplicaView]] = {}
+        for replica in self.replicas.values():
+            found.setdefault(replica.node, []).append(replica)
+        return found
+
     def replicas_of(self, deployment: str) -> list[ReplicaView]:
         return [replica for replica in self.replicas.values() if replica.deployment == deployment]
 
@@ -266,15 +286,11 @@ class FleetState:
         self._add_traffic(figures)
         power: float | None = None
         for node in self.nodes.values():
-            used = [
-                gpu.sample.utilization_ratio
-                for gpu in node.gpus
-                if gpu.sample is not None and gpu.sample.utilization_ratio is not None
-            ]
-            if used and node.state == "ready":
-                figures[f"node/{node.id}/util"] = sum(used) / len(used)
-                for gpu in node.gpus:
-                    power = add(power, gpu.sample.power_watts if gpu.sample is not None else None)
+            if node.state == "ready":
+                sums = self.summary(node)
+                power = add(power, sums.watts)
+                if sums.util_count:
+                    figures[f"node/{node.id}/util"] = sums.util
         figures["power"] = power
         return figures
 

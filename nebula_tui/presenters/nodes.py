@@ -26,7 +26,6 @@ from nebula_tui.presenters.fleet import FleetState, add
 from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.states import (
     fill_severity,
-    gpu_glyph,
     gpu_span,
     kv_severity,
     node_state,
@@ -56,9 +55,7 @@ _STALE_AFTER: Final = 5.0
 def rows(fleet: FleetState, now: float) -> LazyRows:
     """Every node; a row is made when it comes into sight."""
     live = fleet.is_live(now)
-    by_node: dict[str, list[ReplicaView]] = {}
-    for replica in fleet.replicas.values():
-        by_node.setdefault(replica.node, []).append(replica)
+    by_node = fleet.replicas_by_node()
 
     def make(id_: str) -> Row:
         return _row(fleet, fleet.nodes[id_], by_node.get(id_, ()), now, live=live)
@@ -77,24 +74,19 @@ def rows(fleet: FleetState, now: float) -> LazyRows:
 def _row(fleet: FleetState, node: NodeView, replicas: Sequence[ReplicaView], now: float, *, live: bool) -> Row:
     state, severity = node_state(node)
     running, waiting, out, kv = _load(replicas)
-    used, total = _memory(node)
-    vram = used / total if used is not None and total else None
-    hottest = _hottest(node)
-    util = _util(node)
+    sums = fleet.summary(node)
     run = UNKNOWN if running is None and waiting is None else f"{count(running)}/{count(waiting)}"
     return Row(
         node.id,
         (
             Cell(node.id),
             Cell(state, severity),
-            Cell.strip("".join(gpu_glyph(node, gpu)[0] for gpu in node.gpus))
-            if node.gpus
-            else Cell("no GPU", Severity.DIM),
-            Cell.gauge(util),
-            Cell.gauge(vram),
+            Cell.strip(sums.glyphs) if node.gpus else Cell("no GPU", Severity.DIM),
+            Cell.gauge(sums.util),
+            Cell.gauge(sums.memory),
             Cell(percent(kv), kv_severity(kv)),
-            Cell(count(hottest), temperature_severity(hottest)),
-            Cell(count(_power(node))),
+            Cell(count(sums.hottest), temperature_severity(sums.hottest)),
+            Cell(count(sums.watts)),
             Cell(run, order=running),
             Cell(short_count(out), order=out),
             stale_age(fleet.node_age(node, now), _STALE_AFTER),
@@ -110,16 +102,13 @@ def _order(fleet: FleetState, node: NodeView, replicas: Sequence[ReplicaView], k
             return node.id
         case "state":
             return node_state(node)[0]
-        case "util":
-            util = _util(node)
-            return None if util is None else util * 100
-        case "vram":
-            used, total = _memory(node)
-            return None if used is None or not total else used / total * 100
+        case "util" | "vram":
+            share = fleet.summary(node).util if key == "util" else fleet.summary(node).memory
+            return None if share is None else share * 100
         case "temp":
-            return _hottest(node)
+            return fleet.summary(node).hottest
         case "power":
-            return _power(node)
+            return fleet.summary(node).watts
         case "age":
             return fleet.node_age(node, now)
         case "model":
@@ -129,50 +118,8 @@ def _order(fleet: FleetState, node: NodeView, replicas: Sequence[ReplicaView], k
             return {"run": running, "out": out, "kv": None if kv is None else kv * 100}.get(key)
 
 
-def _util(node: NodeView) -> float | None:
-    if node.state == "lost":
-        return None
-    known = [
-        gpu.sample.utilization_ratio
-        for gpu in node.gpus
-        if gpu.sample is not None and gpu.sample.utilization_ratio is not None
-    ]
-    return sum(known) / len(known) if known else None
-
-
-def _memory(node: NodeView) -> tuple[int | None, int | None]:
-    used: int | None = None
-    total: int | None = None
-    if node.state == "lost":
-        return None, None
-    for gpu in node.gpus:
-        if gpu.sample is not None and gpu.sample.memory_used_bytes is not None and _capacity(gpu):
-            used = (used or 0) + gpu.sample.memory_used_bytes
-            total = (total or 0) + (_capacity(gpu) or 0)
-    return used, total
-
-
 def _capacity(gpu: GpuView) -> int | None:
     return gpu.memory_total_bytes or (gpu.sample.memory_total_bytes if gpu.sample is not None else None)
-
-
-def _hottest(node: NodeView) -> float | None:
-    return max(
-        (
-            gpu.sample.temperature_celsius
-            for gpu in node.gpus
-            if gpu.sample is not None and gpu.sample.temperature_celsius is not None and node.state != "lost"
-        ),
-        default=None,
-    )
-
-
-def _power(node: NodeView) -> float | None:
-    total: float | None = None
-    for gpu in node.gpus:
-        if gpu.sample is not None and node.state != "lost":
-            total = add(total, gpu.sample.power_watts)
-    return total
 
 
 def _load(replicas: Sequence[ReplicaView]) -> tuple[float | None, float | None, float | None, float | None]:

@@ -20,7 +20,7 @@ from nebula_tui.presenters.cells import (
 )
 from nebula_tui.presenters.fleet import FleetState, add
 from nebula_tui.presenters.history import shape
-from nebula_tui.presenters.states import gpu_glyph, kv_severity, short_replica, temperature_severity
+from nebula_tui.presenters.states import kv_severity, short_replica, temperature_severity
 from nebula_tui.presenters.text import Span, TextLine, plural
 
 
@@ -81,21 +81,15 @@ class Totals:
 
 def totals(fleet: FleetState) -> Totals:
     nodes = fleet.nodes.values()
-    heard = [node for node in nodes if node.state != "lost"]
-    utils: list[float] = []
-    used = total = 0
+    util_sum, util_count, used, total = 0.0, 0, 0, 0
     watts: float | None = None
-    for node in heard:
-        for gpu in node.gpus:
-            if gpu.sample is None:
-                continue
-            if gpu.sample.utilization_ratio is not None:
-                utils.append(gpu.sample.utilization_ratio)
-            capacity = gpu.memory_total_bytes or gpu.sample.memory_total_bytes
-            if gpu.sample.memory_used_bytes is not None and capacity:
-                used += gpu.sample.memory_used_bytes
-                total += capacity
-            watts = add(watts, gpu.sample.power_watts)
+    for node in nodes:
+        sums = fleet.summary(node)
+        util_sum += sums.util_sum
+        util_count += sums.util_count
+        used += sums.memory_used
+        total += sums.memory_total
+        watts = add(watts, sums.watts)
     fills = [
         replica.sample.kv_cache_usage
         for replica in fleet.replicas.values()
@@ -109,7 +103,7 @@ def totals(fleet: FleetState) -> Totals:
         suspect=sum(node.state == "suspect" for node in nodes),
         lost=sum(node.state == "lost" for node in nodes),
         gpus=sum(len(node.gpus) for node in nodes),
-        util=sum(utils) / len(utils) if utils else None,
+        util=util_sum / util_count if util_count else None,
         vram=used / total if total else None,
         watts=watts,
         kv=max(fills, default=None),
@@ -286,12 +280,8 @@ def heat_groups(fleet: FleetState, *, per_line: int = 10) -> list[tuple[str, tup
         for start in range(0, len(nodes), per_line) if not label else (0,):
             part = nodes[start : start + per_line] if not label else nodes
             name = label or part[0].id
-            lines.append((name, tuple(HeatNode(node.id, _glyphs(node)) for node in part)))
+            lines.append((name, tuple(HeatNode(node.id, fleet.summary(node).glyphs or UNKNOWN) for node in part)))
     return lines
-
-
-def _glyphs(node: NodeView) -> str:
-    return "".join(gpu_glyph(node, gpu)[0] for gpu in node.gpus) or "–"
 
 
 def gpu_rows(fleet: FleetState, now: float) -> list[Row]:

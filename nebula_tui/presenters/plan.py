@@ -116,7 +116,9 @@ def _changes(fleet: FleetState, plan: PlanView) -> list[TextLine]:
                 width=_LABEL,
             )
         )
-        lines.extend(_reason(change.reason))
+        if not change.reason.startswith(f"{verb}s {change.replica} on"):
+            # The planner's own short form says no more than the line above.
+            lines.extend(_reason(change.reason))
     for entry in plan.plan.entries:
         if entry.bucket in (Bucket.KEEP, Bucket.STOPPING) or (entry.replica or "") in seen:
             continue

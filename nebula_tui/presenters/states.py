@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Final
 
 from nebula_core.records.replica import STARTING, Phase
-from nebula_core.records.views import GpuView, NodeView, ReplicaView
-from nebula_tui.presenters.cells import Cell, Mark, Severity, heat
+from nebula_core.records.views import NodeView, ReplicaView
+from nebula_tui.presenters.cells import Cell, Severity
 
 #: A replica at this fill turns requests away soon (CONTRACT, 3).
 KV_FULL: Final = 0.95
@@ -59,20 +59,6 @@ def node_state(node: NodeView) -> tuple[str, Severity]:
     if node.cordoned:
         return "⊘cordon", Severity.WARN
     return "ready", Severity.OK
-
-
-def gpu_glyph(node: NodeView, gpu: GpuView) -> tuple[str, Severity]:
-    """One glyph of a strip or of the heat grid."""
-    if node.state == "lost" or (gpu.sample is not None and gpu.sample.fault):
-        return heat(None, Mark.DOWN), Severity.CRIT
-    if node.state == "suspect":
-        return heat(None, Mark.STALE), Severity.WARN
-    if node.draining:
-        return heat(None, Mark.DRAINING), Severity.WARN
-    if gpu.cordoned:
-        return heat(None, Mark.CORDONED), Severity.WARN
-    shown = heat(gpu.sample.utilization_ratio if gpu.sample is not None else None)
-    return (shown, Severity.NORMAL) if shown != " " else ("–", Severity.DIM)
 
 
 def kv_severity(usage: float | None) -> Severity:

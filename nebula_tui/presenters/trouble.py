@@ -3,7 +3,7 @@
 Every rule here is a function of the fleet's views; none guesses. A trouble is gone when its cause is gone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,9 +43,10 @@ class Trouble:
 
 
 def troubles(fleet: FleetState, now: float) -> list[Trouble]:
+    by_node = fleet.replicas_by_node()
     found = [
         *_of_cluster(fleet, now),
-        *(trouble for node in fleet.nodes.values() for trouble in _of_node(fleet, node, now)),
+        *(trouble for node in fleet.nodes.values() for trouble in _of_node(fleet, node, by_node.get(node.id, ()), now)),
         *(trouble for deployment in fleet.deployments.values() for trouble in _of_deployment(fleet, deployment)),
         *(trouble for replica in fleet.replicas.values() for trouble in _of_replica(fleet, replica)),
     ]
@@ -92,19 +93,16 @@ def _of_cluster(fleet: FleetState, now: float) -> Iterator[Trouble]:
         yield Trouble(Severity.CRIT, "cluster", "proxy", "proxy", "none reports: no request is routed")
 
 
-def _of_node(fleet: FleetState, node: NodeView, now: float) -> Iterator[Trouble]:
-    on_it = fleet.replicas_on(node.id)
-    silent = fleet.node_age(node, now)
+def _of_node(fleet: FleetState, node: NodeView, on_it: Sequence[ReplicaView], now: float) -> Iterator[Trouble]:
+    silent = fleet.node_age(node, now) if node.state != "ready" else None
     if node.state == "lost":
         what = f"silent {duration(silent)}" if silent is not None else "has not reported"
         what += f"; {plural(len(on_it), 'replica')} on it" if on_it else ""
         yield Trouble(Severity.CRIT, "node", node.id, node.id, what, "e: events")
     elif node.state == "suspect":
         yield Trouble(Severity.WARN, "node", node.id, node.id, f"silent {duration(silent)}", "e: events")
-    for gpu in node.gpus:
-        if gpu.sample is not None and gpu.sample.fault:
-            label = f"{node.id} gpu{gpu.index}"
-            yield Trouble(Severity.CRIT, "node", node.id, label, gpu.sample.fault, "c: cordon")
+    for index, fault in fleet.summary(node).faults:
+        yield Trouble(Severity.CRIT, "node", node.id, f"{node.id} gpu{index}", fault, "c: cordon")
     for problem in node.problems:
         severity = Severity.CRIT if problem.severity == "crit" else Severity.WARN
         what = f"{problem.message} → {problem.hint}" if problem.hint else problem.message

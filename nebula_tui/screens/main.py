@@ -141,7 +141,7 @@ class MainScreen(Screen[None]):
             return
         now = self.host.now()
         face = chrome.link_face(self.fleet, now, self._url)
-        crit, warn = trouble.counts(trouble.troubles(self.fleet, now))
+        crit, warn = trouble.counts(self.host.troubles())
         badges: list[tuple[str, Severity]] = []
         if self.fleet.simulated:
             badges.append(("SIMULATED", Severity.INFO))

@@ -9,7 +9,7 @@ from textual.widget import Widget
 from nebula_tui.messages import HintsChanged, Jump, Open, Selection, selection_of
 from nebula_tui.presenters import events as events_of
 from nebula_tui.presenters import models, overview, trouble
-from nebula_tui.presenters.cells import Severity, milliseconds
+from nebula_tui.presenters.cells import Row, Severity, milliseconds
 from nebula_tui.presenters.overview import MeterLine
 from nebula_tui.screens.parts import Lines
 from nebula_tui.screens.view import View
@@ -125,12 +125,19 @@ class OverviewView(View):
         table = self.query_one("#ov-model-table", FleetTable)
         table.set_rows(models.brief_rows(fleet, now, room=max(6, table.size.height - 1)))
         self.query_one("#ov-models", Panel).set_note(f"{sums.replicas_ready}/{sums.replicas_wanted} replicas")
-        found = trouble.troubles(fleet, now)
-        self.query_one("#ov-trouble-table", FleetTable).set_rows(trouble.rows(found))
+        found = self.host.troubles()
+        self._newest_on_top("#ov-trouble-table", trouble.rows(found))
         crit, warn = trouble.counts(found)
         severity = Severity.CRIT if crit else Severity.WARN if warn else Severity.NORMAL
         self.query_one("#ov-trouble", Panel).set_note(str(len(found)) if found else "", severity)
-        self.query_one("#ov-event-table", FleetTable).set_rows(events_of.brief_rows(fleet, 40))
+        self._newest_on_top("#ov-event-table", events_of.brief_rows(fleet, 40))
+
+    def _newest_on_top(self, selector: str, rows: list[Row]) -> None:
+        """A list whose head is what matters: its cursor stays on the first row unless somebody reads there."""
+        table = self.query_one(selector, FleetTable)
+        table.set_rows(rows)
+        if not table.has_focus and rows:
+            table.move_to(rows[0].id)
 
     def _latency(self, *, stale: bool) -> None:
         fleet = self.fleet

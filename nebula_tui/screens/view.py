@@ -9,6 +9,7 @@ from nebula_tui.adapters.chat import Chat
 from nebula_tui.adapters.control import Control
 from nebula_tui.messages import Selection
 from nebula_tui.presenters.fleet import FleetState
+from nebula_tui.presenters.trouble import Trouble
 from nebula_tui.widgets import KeyHint
 
 
@@ -26,6 +27,9 @@ class Host(Protocol):
 
     async def open_chat(self) -> Chat:
         """The data plane. Raises a NebulaError when nobody knows its address."""
+
+    def troubles(self) -> list[Trouble]:
+        """What needs a person now; worked out once however many ask."""
 
     def may_act(self) -> bool:
         """Whether the role allows changes."""

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from nebula_core.records.views import WatchSnapshot
+from nebula_core.records.event import Event
+from nebula_core.records.views import WatchDelta, WatchSnapshot
 from nebula_tui.screens.overview import OverviewView
 from nebula_tui.widgets import FleetTable
-from tests.support.fleet import cluster, small_fleet
+from tests.support.fleet import WALL, cluster, small_fleet
 from tests.tui.screens.stage import LARGE, SIZES, SMALL, Playing, on_stage, scene
 
 Compare = Callable[..., bool]
@@ -73,3 +74,14 @@ async def test_figures_age_and_charts_show_the_hole_while_the_link_is_down() -> 
 
 async def _silence(played: Playing, seconds: float) -> None:
     await played.tick(seconds)
+
+
+async def test_new_events_and_troubles_are_seen_at_once() -> None:
+    async with on_stage(small_fleet()) as played:
+        many = tuple(
+            Event(id=f"8{place}-0", at=WALL + place, kind="test", object="node/x", message=f"event {place}", actor="a")
+            for place in range(30)
+        )
+        played.app.fleet.take_delta(WatchDelta(events=many), played.clock.monotonic)
+        await played.tick(0.5)
+        await played.sees("event 29")
