@@ -6,10 +6,11 @@ the app lives and folds what comes into the fleet; screens look at the fleet whe
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual.app import App
+from textual.filter import LineFilter
 
 from nebula_core.errors import NebulaError
 from nebula_core.records.views import WatchDelta, WatchSnapshot
@@ -31,7 +32,7 @@ from nebula_tui.presenters.trouble import Trouble, troubles
 from nebula_tui.screens.main import MainScreen
 from nebula_tui.screens.palette import NebulaCommands
 from nebula_tui.settings import TuiSettings
-from nebula_tui.themes import choose_theme, register_themes
+from nebula_tui.themes import choose_theme, colorless, register_themes
 
 #: The watch brings the newest events only.
 EVENTS_ASKED = 500
@@ -102,6 +103,11 @@ class NebulaApp(App[None]):
         return self._chat
 
     # -------------------------------------------------------------------------------------------------------- life
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """NO_COLOR means none: Textual's own filter would leave shades of grey."""
+        filters = super().get_line_filters()
+        return colorless(filters) if self.no_color else filters
 
     def on_mount(self) -> None:
         register_themes(self)

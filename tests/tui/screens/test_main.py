@@ -215,3 +215,19 @@ async def test_themes_by_command() -> None:
         await played.spell("theme nothing")
         await played.press("enter")
         await played.sees("no theme 'nothing'")
+
+
+async def test_no_color_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with on_stage(small_fleet()) as played:
+        await played.sees("demo")
+        strips = played.app.screen._compositor.render_strips()
+        filtered = [
+            strip.apply_filter(each, played.app.screen.background_colors[1])
+            for strip in strips
+            for each in played.app.get_line_filters()
+        ]
+        colors = {
+            segment.style.color for strip in filtered for segment in strip if segment.style and segment.style.color
+        }
+        assert all(color.is_default for color in colors)
