@@ -408,7 +408,7 @@ class Exchange:
         elif news.error_code is not None and 400 <= news.error_code < 500 and news.error_code != 429:
             # The request itself is wrong: the engine's words reach the client as they are.
             self._begin(events, time.monotonic())
-            self._downstream.end(close=True)
+            self._downstream.end()
             self._finish(news.error_code, "engine_error", detail)
         else:
             busy = news.error_code in {429, 503}
@@ -552,7 +552,8 @@ class Exchange:
         if self._streams:
             code = "engine_timeout" if timed_out else "engine_died"
             message = f"The stream cannot go on: {detail}"
-            self._downstream.end(openai.error_event(code, message, dialect=self._path.dialect), close=True)
+            # The answer has a proper end and the connection goes on: closing it would hit a client's next request.
+            self._downstream.end(openai.error_event(code, message, dialect=self._path.dialect))
         else:
             self._downstream.cut()
         self._finish(504 if timed_out else 502, "broken", detail)
