@@ -157,5 +157,6 @@ def tui(ctx: typer.Context) -> None:
             api_key=target.key,
             openai_base_url=target.openai_base_url,
             context=target.name,
+            ca_file=target.ca_file,
         )
     )

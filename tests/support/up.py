@@ -22,8 +22,11 @@ STOP_SECONDS = 12
 class Up:
     """A running `nebula up`; `ready` is its ready line."""
 
-    def __init__(self, data: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, *flags: str, env: dict[str, str] | None = None, ready_seconds: float = READY_SECONDS
+    ) -> None:
         self.data = data
+        self.ready_seconds = ready_seconds
         self.flags = flags
         self.env = env or {}
         self.process: subprocess.Popen[str] | None = None
@@ -99,10 +102,10 @@ class Up:
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(READY_SECONDS):
+            if not selector.select(self.ready_seconds):
                 logs = self.logs()
                 self.process.terminate()
-                raise AssertionError(f"nebula up was not ready after {READY_SECONDS} s\n{logs}")
+                raise AssertionError(f"nebula up was not ready after {self.ready_seconds} s\n{logs}")
             return self.process.stdout.readline()
 
 

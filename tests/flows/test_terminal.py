@@ -1,0 +1,88 @@
+"""The TUI on a real terminal beside a real cluster: scale, logs, chat and drain by keys, as an operator does them."""
+
+import sys
+
+import pytest
+
+from tests.support.terminal import Terminal
+from tests.support.up import cluster, eventually
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A cluster that may be scaled and drained."""
+    with cluster(tmp_path_factory.mktemp("tui") / "data", "--gpus", "2") as running:
+        yield running
+
+
+@pytest.fixture(params=[(120, 40), (80, 24)], ids=["120x40", "80x24"])
+def tui(own, request):
+    columns, rows = request.param
+    command = [sys.executable, "-m", "nebula_tui", "--data", str(own.data), "tui"]
+    with Terminal(command, columns=columns, rows=rows) as terminal:
+        terminal.until("LIVE", "demo", "SIM", seconds=30)
+        yield terminal
+
+
+def ready(own):
+    return sorted(row["id"] for row in own.replicas() if row["phase"] == "ready")
+
+
+def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
+    before = len(ready(own))
+    tui.type("3")
+    tui.until("MODEL / REPLICA", "demo")
+    tui.type("s")
+    tui.until("plan (dry run)", f"[ {before} ]")
+    tui.type("Right")
+    tui.until(f"[ {before + 1} ]", "starts demo-r")
+    tui.type("Enter")
+    tui.until(f"{before + 1}/{before + 1} ready")
+    assert len(ready(own)) == before + 1
+
+    tui.type("l")
+    tui.until("FOLLOW", "demo/r")
+    tui.type("7")
+    tui.until("prompt")
+    tui.write("say a few words")
+    tui.type("Enter")
+    tui.until("TTFT", "tok/s")
+    tui.type("Escape")
+    tui.type("Escape")
+
+    tui.type("3")
+    tui.until("MODEL / REPLICA")
+    tui.type("s")
+    tui.until("plan (dry run)")
+    tui.type("Left")
+    tui.until(f"[ {before} ]", "drains demo-r")
+    tui.type("Enter")
+    eventually(lambda: len(own.replicas()) == before, "scaled back", 60)
+    tui.type("8")
+    tui.until("scale", "placed", "drain")
+
+
+def test_a_node_is_drained_and_opened_again_by_keys(own, tui):
+    eventually(lambda: len(ready(own)) == 2, "both ready", 60)
+    tui.type("2")
+    tui.until("NODE", "sim-1", "sim-2")
+    tui.type("d")
+    tui.until("drain sim-1")
+    tui.type("Enter")
+    eventually(lambda: own.api("GET", "/nodes/sim-1")["draining"], "drain is ordered")
+    eventually(lambda: {row["node"] for row in own.replicas()} == {"sim-2"}, "moved to sim-2", 60)
+    tui.until("drain")
+    tui.type("U")
+    tui.until("uncordon")
+    tui.type("Enter")
+    eventually(lambda: not own.api("GET", "/nodes/sim-1")["draining"], "open again")
+
+
+def test_it_ends_on_q(own):
+    command = [sys.executable, "-m", "nebula_tui", "--data", str(own.data), "tui"]
+    with Terminal(command) as terminal:
+        terminal.until("LIVE")
+        terminal.type("q")
+        terminal.until("Pane is dead")
