@@ -81,11 +81,11 @@ def simulate_engine(context: typer.Context) -> None:
 
 def main() -> int:
     """The script `nebula-agent`: an error a person can act on is one line, not a traceback."""
-    from nebula_core.errors import NebulaError
+    from nebula_core.errors import NebulaError, SettingsError
 
     try:
         app()
     except NebulaError as error:
         print(f"nebula-agent: {error}", file=sys.stderr)  # noqa: T201 - the last word to a terminal
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
     return 0

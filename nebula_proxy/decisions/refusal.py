@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from nebula_core.wire.openai import error_body
+from nebula_proxy.decisions.calls import CALLS
 
 
 class Refusal(NamedTuple):
@@ -76,12 +77,17 @@ def model_not_found(model: str, known: list[str]) -> Refusal:
     return Refusal(404, "model_not_found", f"There is no model {model[:128]!r}", f"known: {listed}", "model")
 
 
+_PATHS = (
+    f"POST {', '.join(sorted(path.decode() for path in CALLS))}; GET /v1/models, /v1/models/{{id}}, /health, /metrics"
+)
+
+
 def unknown_path(path: str) -> Refusal:
-    return Refusal(404, "not_found", f"There is no {path[:128]!r} here", "the paths are listed in CONTRACT, 3")
+    return Refusal(404, "not_found", f"There is no {path[:128]!r} here", _PATHS)
 
 
 def method_not_allowed(method: str, path: str) -> Refusal:
-    return Refusal(405, "method_not_allowed", f"{method[:16]} is not possible on {path[:128]!r}", "see CONTRACT, 3")
+    return Refusal(405, "method_not_allowed", f"{method[:16]} is not possible on {path[:128]!r}", _PATHS)
 
 
 def rate_limited(limit: int, roll: float) -> Refusal:

@@ -35,7 +35,7 @@ def test_an_unknown_setting_names_the_nearest_one(tmp_path):
     config = tmp_path / "agent.toml"
     config.write_text('nod = "a"\n')
     done = agent("run", "--config", str(config))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "unknown setting 'nod'" in done.stderr
     assert "Did you mean 'node'?" in done.stderr
     assert "Traceback" not in done.stderr
@@ -68,7 +68,7 @@ def test_engines_listen_on_the_address_proxies_use():
 
 def test_without_verify_keys_it_does_not_start(tmp_path):
     done = agent("run", env={"NEBULA_AGENT_DATA_DIR": str(tmp_path)})
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "verify_keys is not set" in done.stderr
 
 
