@@ -114,7 +114,7 @@ async def build() -> tuple[HotPathProtocol, Kept, bytes, Plane]:
         raise TypeError(type(protocol))
     protocol.connection_made(Nowhere())  # type: ignore[arg-type]
     kept = Kept(plane)
-    plane.client.request = kept.request  # type: ignore[method-assign]
+    plane.client.request = kept.request  # type: ignore[method-assign,assignment]
     plane.client.keep = kept.keep  # type: ignore[method-assign]
     wire = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nAuthorization: Bearer {token}\r\n"

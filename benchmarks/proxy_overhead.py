@@ -184,7 +184,7 @@ def main() -> None:
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     found = ratios(rows)
     machine = next(row for row in rows if row["scenario"] == "machine")
-    start = next((row for row in rows if row["scenario"] == "start" and row["proxy"] == SUBJECT), {})
+    start: dict[str, Any] = next((row for row in rows if row["scenario"] == "start" and row["proxy"] == SUBJECT), {})
     print(f"{SUBJECT} over {BASE}, {machine['cpu']}, {machine['cores']} cores, load {load:.1f} at the start")
     for scenario, row in found.items():
         print(
