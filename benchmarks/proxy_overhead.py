@@ -174,7 +174,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scenarios", default="B,C,E,T")
     parser.add_argument("--proxies", default="direct,nginx", help="peers, in the words of the rig; nginx is the base")
-    parser.add_argument("--python", default=sys.executable, help="interpreter of the rig's prototypes, when they are among the peers")
+    parser.add_argument(
+        "--python", default=sys.executable, help="interpreter of the rig's prototypes, when they are among the peers"
+    )
     parser.add_argument("--plain-asgi", dest="hot_path", action="store_false", help="measure the plain ASGI route")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,9 @@ class Child:
             except TimeoutError:
                 self._kill_group(process.pid)
                 await process.wait()
+        if process is not None:
+            # What it started in its own session and left behind.
+            self._kill_group(process.pid)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -72,6 +72,13 @@ def heat(fraction: float | None, mark: Mark | None = None) -> str:
     return SHADES[0] if fraction < 0.05 else SHADES[min(4, 1 + int(min(fraction, 1.0) * 3.999))]
 
 
+def _level(above: float, span: float, levels: int) -> int:
+    """How many dots, at least one. Compared before it is divided: a tiny span would make it infinite."""
+    if span <= 0 or above <= 0:
+        return 1
+    return levels if above >= span else max(1, round(above / span * levels))
+
+
 def braille(
     values: Sequence[float | None], width: int, height: int, *, maximum: float | None = None, minimum: float = 0.0
 ) -> list[str]:
@@ -86,10 +93,7 @@ def braille(
     top = top_of(shown) if maximum is None else maximum
     span = top - minimum
     levels = height * 4
-    drawn = [
-        None if v is None else 1 if span <= 0 else max(1, min(levels, round((v - minimum) / span * levels)))
-        for v in shown
-    ]
+    drawn = [None if v is None else _level(v - minimum, span, levels) for v in shown]
     dots: list[int | None] = [*([None] * (2 * width - len(shown))), *drawn]
     begun = len(dots) - len(shown)
     lines = []

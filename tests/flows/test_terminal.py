@@ -37,7 +37,7 @@ def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
     tui.type("s")
     tui.until("plan (dry run)", f"[ {before} ]")
     tui.type("Right")
-    tui.until(f"[ {before + 1} ]", "starts demo-r")
+    tui.until(f"[ {before + 1} ]", "start", "demo/r")
     tui.type("Enter")
     tui.until(f"{before + 1}/{before + 1} ready")
     assert len(ready(own)) == before + 1
@@ -57,7 +57,7 @@ def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
     tui.type("s")
     tui.until("plan (dry run)")
     tui.type("Left")
-    tui.until(f"[ {before} ]", "drains demo-r")
+    tui.until(f"[ {before} ]", "drain", "demo/r")
     tui.type("Enter")
     eventually(lambda: len(own.replicas()) == before, "scaled back", 60)
     tui.type("8")

@@ -2,6 +2,7 @@
 
 import os
 
+import psutil
 import pytest
 
 from nebula_tui.cli.children import Child, ChildSpec, describe_exit, python
@@ -57,10 +58,10 @@ async def test_a_child_that_dies_is_started_again_and_stopped_whole(tmp_path):
     assert child.pid != first
     assert "SIGKILL" in said[0]
     group = child.pid
+    await _until(lambda: len(psutil.Process(group).children()) == 1)
     child.terminate()
     await child.stopped(5)
     assert not child.alive
-    os.killpg(group, 9)  # the grandchild has no SIGTERM of its own here: the group is still ours to end
     eventually(lambda: not _alive(group), "the group is gone")
 
 
