@@ -38,8 +38,10 @@ $(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed-up
 up: $(VENV)/.installed-up
 	@$(VENV)/bin/nebula up $(ARGS)
 
+# Two steps: a real vLLM needs the machine for itself (exit 5 is "none chosen"); the rest runs on all cores.
 test: $(VENV)/.installed-test
-	@$(VENV)/bin/python -m pytest $(TESTS) $(ARGS)
+	@$(VENV)/bin/python -m pytest -q -m engine $(TESTS) $(ARGS) || [ $$? = 5 ]
+	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not engine" $(TESTS) $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

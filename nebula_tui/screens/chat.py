@@ -15,7 +15,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Markdown, TextArea
-from textual.worker import Worker
+from textual.worker import Worker, WorkerState
 
 from nebula_core.errors import NebulaError
 from nebula_core.security.text import TextCleaner, clean_text
@@ -142,9 +142,16 @@ class ChatPane(Panel):
         self._worker = self.run_worker(self._answer(door), group="answer", exclusive=True, exit_on_error=False)
 
     def stop(self) -> None:
-        if self._worker is not None and self._worker.is_running:
-            self._worker.cancel()
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is None or worker.is_finished:
+            return
+        not_begun = worker.state is WorkerState.PENDING
+        worker.cancel()
+        if not_begun:
+            # Its coroutine will never run: nobody else says that nothing is waited for any more.
+            self.state = self.state.stopped()
+            self._keep()
+            self.refresh_state()
 
     async def _answer(self, door: Chat) -> None:
         scroll = self.scroll
@@ -161,10 +168,10 @@ class ChatPane(Panel):
             ]
         )
         grown = GrowingText()
-        await scroll.mount(asked, grown)
-        self._to_end()
-        self.refresh_state()
         try:
+            await scroll.mount(asked, grown)
+            self._to_end()
+            self.refresh_state()
             async for event in door.stream(
                 ChatRequest(self.model, tuple(self.turns), replica=self.target, max_tokens=MAX_TOKENS)
             ):
