@@ -49,7 +49,7 @@ def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
     tui.write("say a few words")
     tui.until("say a few words")
     tui.type("Enter")
-    tui.until("> say a few words", "least_pending", "ITL", " in 1")
+    tui.until("least_pending", "TTFT", "ITL", " in 1")
     tui.type("Escape")
     tui.until("i write")
 
@@ -66,7 +66,8 @@ def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
 
 
 def test_a_node_is_drained_and_opened_again_by_keys(own, tui):
-    eventually(lambda: len(ready(own)) == 2, "both ready", 60)
+    own.api("POST", "/deployments/demo/scale", {"replicas": 2})
+    eventually(lambda: len(ready(own)) == len(own.replicas()) == 2, "both ready", 60)
     tui.type("2")
     tui.until("NODE", "sim-1", "sim-2")
     tui.type("d")
