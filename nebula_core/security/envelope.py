@@ -18,12 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from nebula_core.errors import SettingsError, SignatureRefused
 from nebula_core.records.placement import Placement, SignedPlacement
-from nebula_core.security.files import read_secret, write_secret
+from nebula_core.security.keyfile import load_key, save_key
 
 DOMAIN = b"nebula placement v1\n"
 #: A placement carries one spec; more than this is an attack on the parser.
@@ -51,21 +50,10 @@ class SigningKey:
     @classmethod
     def load(cls, path: Path) -> "SigningKey":
         """Raises SettingsError when the file is missing, open to others, or no Ed25519 key."""
-        try:
-            private = serialization.load_pem_private_key(read_secret(path), password=None)
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"{path} holds no private key", hint="Make one with `nebula-proxy init`") from error
-        if not isinstance(private, Ed25519PrivateKey):
-            raise SettingsError(f"{path} is not an Ed25519 key", hint="Make one with `nebula-proxy init`")
-        return cls(private)
+        return cls(load_key(path, Ed25519PrivateKey))  # type: ignore[type-abstract] # only asked by isinstance
 
     def save(self, path: Path) -> None:
-        write_secret(
-            path,
-            self._private.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        save_key(path, self._private)
 
     def sign(self, message: bytes) -> bytes:
         return self._private.sign(message)

@@ -11,13 +11,13 @@ import binascii
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from nebula_core.errors import SettingsError, SignatureRefused
-from nebula_core.security.files import read_secret, write_secret
+from nebula_core.errors import SignatureRefused
+from nebula_core.security.keyfile import load_key, save_key
 
 _DOMAIN = b"nebula seal v1\n"
 _NONCE = bytes(12)
@@ -39,21 +39,10 @@ class SealingKeyPair:
     @classmethod
     def load(cls, path: Path) -> "SealingKeyPair":
         """Raises SettingsError when the file is missing, open to others, or no X25519 key."""
-        try:
-            private = serialization.load_pem_private_key(read_secret(path), password=None)
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"{path} holds no private key", hint="Make one with `nebula-proxy init`") from error
-        if not isinstance(private, X25519PrivateKey):
-            raise SettingsError(f"{path} is not an X25519 key", hint="Make one with `nebula-proxy init`")
-        return cls(private)
+        return cls(load_key(path, X25519PrivateKey))  # type: ignore[type-abstract] # only asked by isinstance
 
     def save(self, path: Path) -> None:
-        write_secret(
-            path,
-            self._private.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        save_key(path, self._private)
 
     def agree(self, other: bytes) -> bytes:
         """The secret shared with the owner of public key `other`. Raises ValueError for a degenerate one."""
