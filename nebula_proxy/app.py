@@ -8,8 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,6 +26,7 @@ from nebula_core.store.watcher import Changed, Watcher
 from nebula_proxy.adapters.engine_keys import EngineKeys
 from nebula_proxy.endpoints.application import application
 from nebula_proxy.listening import BACKLOG
+from nebula_proxy.serving import OrderlyServer
 from nebula_proxy.settings import ProxySettings
 from nebula_proxy.traffic.connection import StrictProtocol
 from nebula_proxy.traffic.hot_path import HotPathProtocol
@@ -42,7 +43,7 @@ TABLE_SECONDS = 0.1
 POLL_SECONDS = 0.2
 
 
-class DataServer(uvicorn.Server):
+class DataServer(OrderlyServer):
     """uvicorn's server for one plane: knows when it is draining, and gives its connections to the sweep."""
 
     def __init__(self, config: uvicorn.Config, plane: Plane) -> None:
@@ -67,29 +68,10 @@ class DataServer(uvicorn.Server):
             except TimeoutError:
                 continue
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a drained process ends with status 0 instead of dying by the signal after all."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._plane.draining = True
         log.info("draining", inflight=len(self._plane.ledger), connections=len(self.server_state.connections))
         await super().shutdown(sockets)
-
-    def sweep(self) -> None:
-        """Ends connections that are too slow."""
-        now = asyncio.get_running_loop().time()
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, StrictProtocol):
-                connection.expire(now)
 
     @property
     def connections(self) -> int:

@@ -8,10 +8,9 @@ finished and the lease is given back, so that another process leads at once.
 import asyncio
 import os
 import secrets
-import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -29,6 +28,7 @@ from nebula_proxy.control.api import build_api
 from nebula_proxy.control.desk import Desk
 from nebula_proxy.control.planner import PlannerLoop, PlannerSettings
 from nebula_proxy.listening import BACKLOG, listen, require_free
+from nebula_proxy.serving import OrderlyServer
 from nebula_proxy.settings import ProxySettings
 from nebula_proxy.traffic.connection import StrictProtocol
 from nebula_proxy.traffic.plane import Limits, Plane
@@ -42,36 +42,17 @@ CHECK_SECONDS = 60.0
 FINISH_SECONDS = 5.0
 
 
-class ControlServer(uvicorn.Server):
+class ControlServer(OrderlyServer):
     """uvicorn's server; ends the streams first, for they would never end by themselves."""
 
     def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
         super().__init__(config)
         self._desk = desk
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, without raising the signal again at the end: an ordered stop is no failure."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("control_stopping", streams=self._desk.hub.open_streams)
         self._desk.hub.close()
         await super().shutdown(sockets)
-
-    async def sweep(self) -> None:
-        """Ends connections that are too slow."""
-        now = asyncio.get_running_loop().time()
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, StrictProtocol):
-                connection.expire(now)
 
 
 class ControlProcess:
@@ -122,6 +103,9 @@ class ControlProcess:
         """Runs until SIGTERM or SIGINT."""
         await self.server.serve(sockets=[listener])
 
+    async def _sweep(self) -> None:
+        self.server.sweep()
+
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         hub = self.desk.hub
@@ -131,7 +115,7 @@ class ControlProcess:
             tasks.eternal("planner", self.planner.run)
             tasks.repeat("watch", hub.turn)
             tasks.repeat("events", hub.follow_events_quietly)
-            tasks.every("sweep", SWEEP_SECONDS, self.server.sweep)
+            tasks.every("sweep", SWEEP_SECONDS, self._sweep)
             tasks.every("store-check", CHECK_SECONDS, self._check)
             log.info("control_started", pid=os.getpid(), holder=self.planner.holder)
             try:
