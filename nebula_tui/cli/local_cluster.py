@@ -7,6 +7,7 @@ the store last, so that the agents' last word is kept. Everything lives in one f
     keys/        signing, sealing and API keys (0600)       config/   settings of each process
     store/       the append-only file of the store          logs/     one file per process
     nodes/NAME/  what an agent keeps                        context.json  how the CLI finds this cluster
+    tmp/         temporary files of all of them, gone when it stops
 
 The same folder resumes the same cluster: keys, deployments and placements are read back from the store's file.
 """
@@ -41,6 +42,8 @@ from nebula_tui.cli.session import segment
 PORTS_PER_NODE = 200
 FIRST_ENGINE_PORT = 21000
 STOP_SECONDS = 8.0
+#: vLLM leaves sockets (a name of 36 characters) in its temporary folder; a socket's path has at most 107 characters.
+LONGEST_TEMPORARY = 107 - 37
 #: Marks every process of a cluster, also engines, so that leftovers of a killed `up` are found again.
 MARK = "NEBULA_UP"
 
@@ -125,6 +128,7 @@ class LocalCluster:
             child.terminate()
             await child.stopped(1.5)
         (self.plan.data / "context.json").unlink(missing_ok=True)
+        shutil.rmtree(self.plan.data / "tmp", ignore_errors=True)
         self._lock.close()
 
     @property
@@ -231,7 +235,12 @@ class LocalCluster:
 
     async def _start(self, name: str, command: tuple[str, ...], data: Path) -> None:
         self.say(f"starting {name}")
-        child = Child(ChildSpec(name, command, data / "logs" / f"{name}.log", {MARK: str(data)}), self.say)
+        env = {MARK: str(data)}
+        temporary = data / "tmp"
+        if len(str(temporary)) <= LONGEST_TEMPORARY:
+            temporary.mkdir(exist_ok=True, mode=0o700)
+            env["TMPDIR"] = str(temporary)
+        child = Child(ChildSpec(name, command, data / "logs" / f"{name}.log", env), self.say)
         self.children.append(child)
         await child.start()
 

@@ -1,6 +1,7 @@
 """A real vLLM on CPU as a deployment of a whole cluster: the official client gets through the proxy what vLLM alone says."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import openai
@@ -14,6 +15,11 @@ MESSAGES = [{"role": "user", "content": "Tell me about rivers."}]
 ASK = {"messages": MESSAGES, "temperature": 0, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
 
 
+def sockets():
+    """vLLM leaves its own behind in the temporary folder; `up` gives it one that it takes away."""
+    return {path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket()}
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory):
     program = VLLM_VENV / "bin" / "vllm"
@@ -23,11 +29,13 @@ def up(tmp_path_factory):
         pytest.skip(f"the tiny model is not at {VLLM_MODEL}")
     flags = ("--model", f"chat={VLLM_MODEL}", "--replicas", "1", "--nodes", "1")
     running = Up(tmp_path_factory.mktemp("vllm") / "data", *flags, env={"NEBULA_VLLM": str(program)}, ready_seconds=300)
+    before = sockets()
     try:
         yield running.start()
     finally:
         running.stop()
         assert running.processes() == []
+        assert sockets() <= before
 
 
 @pytest.fixture(scope="module")

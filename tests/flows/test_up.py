@@ -67,6 +67,7 @@ def test_it_ends_clean_and_resumes(tmp_path, number):
     eventually(lambda: [row["phase"] for row in up.replicas()] == ["ready", "ready"], "two ready")
     assert up.stop(number) == 0
     assert up.processes() == []
+    assert not (data / "tmp").exists()
     for port in (*ports, *engines):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
