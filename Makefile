@@ -24,14 +24,14 @@ $(UV):
 
 # A stamp per lock file: a second `make up` installs nothing.
 $(VENV)/.installed-up: requirements.lock pyproject.toml | $(UV)
-	@if [ -x $(UV) ]; then $(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock; \
+	@if [ -x $(UV) ]; then $(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes -r requirements.lock; \
 	else $(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements.lock; fi
 	@if [ -x $(UV) ]; then $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps -e .; \
 	else $(VENV)/bin/python -m pip install --quiet --no-deps -e .; fi
 	@touch $@
 
 $(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed-up
-	@if [ -x $(UV) ]; then $(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements-test.lock; \
+	@if [ -x $(UV) ]; then $(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes -r requirements-test.lock; \
 	else $(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements-test.lock; fi
 	@touch $@
 
@@ -48,7 +48,7 @@ lint: $(VENV)/.installed-test
 
 lock: | $(UV)
 	@$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --extra up --extra otel pyproject.toml -o requirements.lock
-	@$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --extra up --extra otel --group dev -c requirements.lock pyproject.toml -o requirements-test.lock
+	@$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --extra up --extra otel --extra s3 --group dev -c requirements.lock pyproject.toml -o requirements-test.lock
 
 snapshots: $(VENV)/.installed-test
 	@$(VENV)/bin/python -m pytest tests/tui --snapshot-update

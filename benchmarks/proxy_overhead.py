@@ -1,11 +1,12 @@
-"""What a data-plane worker costs beside nginx (GOALS S1, S2, S4): CPU per small request and per streamed chunk.
+"""What a data-plane worker costs beside its peers (GOALS S1-S4): CPU per small request and per streamed chunk.
 
-    python benchmarks/proxy_overhead.py [--rounds 5] [--scenarios B,C,E,T] [--proxies direct,nginx] [--rig DIR] [--work DIR]
+    python benchmarks/proxy_overhead.py [--rounds 5] [--scenarios B,C,E,T] [--proxies direct,nginx,…] [--rig DIR] [--work DIR]
 
 Runs the load tools of the rig (a folder with `rig.py`: --rig, or NEBULA_RIG, default `../shared/rig`), which must find gcc
-and nginx. One worker is measured with everything on: keys, admission, routing, metrics, one log line per request. Its
+and nginx. Peers (`haproxy`, `vllm-router`, `sglang-router`, `litellm`) run interleaved with it in every round; those from
+PyPI are looked for in WORK/venvs/NAME. One worker is measured with everything on: keys, admission, routing, metrics, one log line per request. Its
 endpoints, deployment and key stand in a real store, which this script starts and keeps fresh as an agent would. Prints
-the ratios to nginx, paired by round (median, least, largest, n), as a readable table and one JSON line.
+the ratios to each peer, paired by round (median, least, largest, n), as a readable table and one JSON line.
 """
 
 import argparse
@@ -21,14 +22,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from nebula_core.records.access import Role
-from nebula_core.records.deployment import Deployment, DeploymentSpec, Limits
-from nebula_core.records.event import ChangeKind
+from benchmarks.stage import write_model
+from nebula_core.records.deployment import DeploymentSpec, Limits
 from nebula_core.records.replica import EndpointAddress, Phase, ReplicaStatus
 from nebula_core.records.report import NodeReport
 from nebula_core.records.sample import EngineSample
 from nebula_core.runtime.processes import free_port
-from nebula_core.security.credentials import mint_key
 from nebula_core.store.connection import StoreSettings, connect
 from nebula_core.store.embedded import find_store_program, store_command
 from nebula_core.store.store import Store
@@ -37,7 +36,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = "m0"
 ENGINES = (9001, 9002)
 SUBJECT = "nebula-data-worker"
-BASE = "nginx"
 
 
 def report(sequence: int) -> NodeReport:
@@ -93,16 +91,8 @@ async def cluster() -> AsyncIterator[tuple[str, str]]:
 
 
 async def _write(store: Store) -> str:
-    for _ in range(200):
-        with contextlib.suppress(Exception):
-            await store.check()
-            break
-        await asyncio.sleep(0.05)
-    await store.ensure_meta()
-    token, record = mint_key("bench", Role.CLIENT, now=time.time(), created_by="bench")
-    await store.put(ChangeKind.KEY, record.id, record)
-    spec = DeploymentSpec(source="bench", engine="external", replicas=2, gpus=0, limits=Limits(inflight=100_000))
-    await store.put(ChangeKind.DEPLOYMENT, MODEL, Deployment(name=MODEL, generation=1, spec=spec))
+    spec = DeploymentSpec(source="bench", engine="vllm", replicas=2, gpus=0, limits=Limits(inflight=100_000))
+    token = await write_model(store, MODEL, spec)
     await store.publish_report(report(1))
     return token
 
@@ -139,20 +129,20 @@ async def measure(args: argparse.Namespace, out: Path) -> None:
             raise SystemExit(f"the rig ended with status {process.returncode}")
 
 
-def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def ratios(rows: list[dict[str, Any]], base_name: str) -> dict[str, dict[str, Any]]:
     """By scenario: CPU per unit over the base's of the same round; windows with a flaw count for neither."""
     good = {(row["scenario"], row["round"], row["proxy"]): row for row in rows if "round" in row and not row["flaw"]}
     found: dict[str, dict[str, Any]] = {}
     for scenario in sorted({key[0] for key in good}):
         mine = {key[1]: row for key, row in good.items() if key[0] == scenario and key[2] == SUBJECT}
-        base = {key[1]: row for key, row in good.items() if key[0] == scenario and key[2] == BASE}
+        base = {key[1]: row for key, row in good.items() if key[0] == scenario and key[2] == base_name}
         paired = [mine[number]["us_per_unit"] / base[number]["us_per_unit"] for number in mine.keys() & base.keys()]
         if not paired:
             continue
         found[scenario] = {
-            "ratio": round(statistics.median(paired), 2),
-            "least": round(min(paired), 2),
-            "largest": round(max(paired), 2),
+            "ratio": round(statistics.median(paired), 4),
+            "least": round(min(paired), 4),
+            "largest": round(max(paired), 4),
             "n": len(paired),
             "us": round(statistics.median(row["us_per_unit"] for row in mine.values()), 1),
             "base_us": round(statistics.median(row["us_per_unit"] for row in base.values()), 1),
@@ -184,18 +174,22 @@ def main() -> None:
     out = args.work / f"proxy-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     asyncio.run(measure(args, out))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    found = ratios(rows)
+    bases = [name for name in args.proxies.split(",") if name != "direct"]
+    found = {base: ratios(rows, base) for base in bases}
     machine = next(row for row in rows if row["scenario"] == "machine")
     start: dict[str, Any] = next((row for row in rows if row["scenario"] == "start" and row["proxy"] == SUBJECT), {})
-    print(f"{SUBJECT} over {BASE}, {machine['cpu']}, {machine['cores']} cores, load {load:.1f} at the start")
-    for scenario, row in found.items():
-        print(
-            f"  {scenario}: {row['ratio']:.2f} x ({row['least']:.2f}-{row['largest']:.2f}, n={row['n']})  "
-            f"{row['us']} us against {row['base_us']} us  p99 {row['p99_ms']} ms against {row['base_p99_ms']} ms"
-        )
-    print(
-        json.dumps({"benchmark": "proxy_overhead", "load": load, "start": start, "ratios": found, "machine": machine})
-    )
+    print(f"{SUBJECT}, {machine['cpu']}, {machine['cores']} cores, load {load:.1f} at the start")
+    for base, scenarios in found.items():
+        for scenario, row in scenarios.items():
+            print(
+                f"  {scenario} over {base}: {row['ratio']:.3g} x ({row['least']:.3g}-{row['largest']:.3g}, n={row['n']})  "
+                f"{row['us']} us against {row['base_us']} us  p99 {row['p99_ms']} ms against {row['base_p99_ms']} ms  "
+                f"ttft {row['ttft_ms']} ms against {row['base_ttft_ms']} ms"
+            )
+    dropped = [(row["scenario"], row["proxy"], row["flaw"]) for row in rows if row.get("flaw")]
+    print(f"  dropped windows: {dropped or 'none'}")
+    result = {"benchmark": "proxy_overhead", "load": load, "start": start, "ratios": found, "dropped": dropped}
+    print(json.dumps(result | {"machine": machine}))
 
 
 if __name__ == "__main__":

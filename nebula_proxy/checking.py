@@ -8,6 +8,8 @@ from nebula_core.errors import NebulaError
 from nebula_core.security.envelope import SigningKey
 from nebula_core.security.sealing import SealingKeyPair
 from nebula_core.store.connection import connect
+from nebula_proxy.adapters.strategy_plugins import load_strategies
+from nebula_proxy.adapters.telemetry import Exporter, wanted
 from nebula_proxy.listening import require_free
 from nebula_proxy.settings import ProxySettings
 
@@ -18,14 +20,21 @@ class Result(NamedTuple):
     text: str
 
 
-async def checks(settings: ProxySettings) -> list[Result]:
-    """Everything that can be known without serving."""
-    return [
+async def checks(settings: ProxySettings, *, settings_only: bool = False) -> list[Result]:
+    """Everything that can be known without serving; `settings_only`, what does not change by our own running."""
+    results = [
         Result("settings", good=True, text=_shown(settings)),
-        _tried("data port", lambda: _port(settings.host, settings.port, "the data plane")),
-        _tried("control port", lambda: _port(settings.control.host, settings.control.port, "the Control API")),
         _tried("signing key", lambda: _signing(settings.control.signing_key_file)),
         _tried("sealing key", lambda: _sealing(settings.sealing_key_file)),
+        _strategies(settings),
+        _tried("traces", lambda: _traces(settings)),
+    ]
+    if settings_only:
+        return results
+    return [
+        *results,
+        _tried("data port", lambda: _port(settings.host, settings.port, "the data plane")),
+        _tried("control port", lambda: _port(settings.control.host, settings.control.port, "the Control API")),
         await _store(settings),
     ]
 
@@ -58,6 +67,26 @@ def _sealing(path: Path | None) -> str:
         return "none: only engines without a key are reached (`sealing_key_file`)"
     SealingKeyPair.load(path)
     return str(path)
+
+
+def _strategies(settings: ProxySettings) -> Result:
+    strategies = load_strategies()
+    default = settings.routing.default_strategy
+    text = f"{default} by default; {', '.join(strategies.by_name)}"
+    if default not in strategies.by_name:
+        return Result("strategies", good=False, text=f"there is no {default!r} (`routing.default_strategy`): {text}")
+    if strategies.broken:
+        # The proxy serves without them; whoever installed one wants to know.
+        problems = "; ".join(f"{name}: {problem}" for name, problem in strategies.broken.items())
+        return Result("strategies", good=False, text=f"left out: {problems}. {text}")
+    return Result("strategies", good=True, text=text)
+
+
+def _traces(settings: ProxySettings) -> str:
+    if not wanted(settings.traces.endpoint):
+        return "off (`traces.endpoint`, OTEL_EXPORTER_OTLP_ENDPOINT)"
+    Exporter(settings.traces.endpoint, settings.traces.ratio, "check").close()
+    return f"to {settings.traces.endpoint or 'the collector of OTEL_EXPORTER_OTLP_ENDPOINT'}"
 
 
 async def _store(settings: ProxySettings) -> Result:

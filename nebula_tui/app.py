@@ -86,6 +86,9 @@ class NebulaApp(App[None]):
     def may_act(self) -> bool:
         return chrome.may_act(self.role)
 
+    def is_paused(self) -> bool:
+        return self.base.paused
+
     def troubles(self) -> list[Trouble]:
         moment = (self.fleet.version, self.now())
         if self._troubles is None or self._troubles[0] != moment:

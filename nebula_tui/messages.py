@@ -9,7 +9,7 @@ from nebula_core.records.views import ReplicaView
 from nebula_tui.presenters.fleet import FleetState
 from nebula_tui.presenters.plan import Action
 
-Kind = Literal["node", "deployment", "replica", "cluster", "other"]
+Kind = Literal["node", "deployment", "replica", "request", "cluster", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def selection_of(kind: str, name: str) -> Selection:
             return Selection("deployment", name)
         case "replica":
             return Selection("replica", name)
+        case "request":
+            return Selection("request", name)
         case "cluster":
             return Selection("cluster", name)
         case _:

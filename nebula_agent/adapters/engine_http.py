@@ -58,9 +58,18 @@ class EngineHttp:
             return said
         return Said(Answer.NO, f"/v1/models lists {', '.join(listed[:3]) or 'nothing'}, not {model}")
 
-    async def one_token(self, host: str, port: int, path: str, body: Mapping[str, object], key: str | None) -> Said:
-        """Whether the request is answered as it should be."""
-        said = await self._call("POST", host, port, path, key, TOKEN_SECONDS, json.dumps(body).encode())
+    async def one_token(
+        self,
+        host: str,
+        port: int,
+        path: str,
+        body: Mapping[str, object],
+        key: str | None,
+        *,
+        seconds: float = TOKEN_SECONDS,
+    ) -> Said:
+        """Whether the request is answered as it should be, within so many seconds."""
+        said = await self._call("POST", host, port, path, key, seconds, json.dumps(body).encode())
         if said.answer is not Answer.YES:
             return said
         try:
@@ -70,20 +79,24 @@ class EngineHttp:
             good = False
         return said if good else Said(Answer.NO, f"{path} gave no token")
 
-    async def figures(self, host: str, port: int, key: str | None) -> Said:
+    async def figures(self, host: str, port: int, key: str | None, *, seconds: float = SCRAPE_SECONDS) -> Said:
         """The text of `/metrics`. The key goes along: llama.cpp wants it there too."""
-        return await self._call("GET", host, port, "/metrics", key, SCRAPE_SECONDS)
+        return await self._call("GET", host, port, "/metrics", key, seconds)
 
-    async def version(self, host: str, port: int, key: str | None) -> str | None:
-        """What `/version` says; None where there is no such path."""
-        said = await self._call("GET", host, port, "/version", key, HEALTH_SECONDS)
+    async def info(self, host: str, port: int, path: str, key: str | None) -> Mapping[str, object] | None:
+        """What it says of itself, as a JSON object; None where there is no such path."""
+        said = await self._call("GET", host, port, path, key, HEALTH_SECONDS)
         if said.answer is not Answer.YES:
             return None
         try:
-            found = json.loads(said.body).get("version")
-        except (ValueError, AttributeError):
+            found = json.loads(said.body)
+        except ValueError:
             return None
-        return found if isinstance(found, str) and len(found) < 64 else None
+        return found if isinstance(found, dict) else None
+
+    async def ask(self, method: str, host: str, port: int, path: str, key: str | None) -> Said:
+        """One quick question."""
+        return await self._call(method, host, port, path, key, HEALTH_SECONDS)
 
     async def _call(
         self, method: str, host: str, port: int, path: str, key: str | None, seconds: float, body: bytes = b""

@@ -1,7 +1,7 @@
 """The seam to accelerators: what there is and what it does, whoever makes it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nebula_core.records.node import Gpu
@@ -26,6 +26,10 @@ class GpuReading:
     samples: tuple[GpuSample, ...] = ()
     driver_version: str | None = None
     problems: tuple[Problem, ...] = ()
+    #: PCI address (`0000:3b:00`) by GPU, as far as it is known: what the kernel log calls it.
+    buses: Mapping[str, str] = field(default_factory=dict)
+    #: GPUs whose engines cannot go on: the card itself is broken or gone.
+    lost: frozenset[str] = frozenset()
 
 
 class Gpus(Protocol):
@@ -38,6 +42,10 @@ class Gpus(Protocol):
         """The latest figures; never waits longer than a second or two, whatever the driver does."""
         ...
 
+    async def aclose(self) -> None:
+        """Ends what was started to read them."""
+        ...
+
 
 class NoGpus:
     """`gpus = "none"`: this node is not asked for any."""
@@ -46,3 +54,6 @@ class NoGpus:
 
     async def read(self, holders: Mapping[str, Holder]) -> GpuReading:  # noqa: ARG002 - the seam's form
         return GpuReading()
+
+    async def aclose(self) -> None:
+        """Nothing was started."""

@@ -24,7 +24,7 @@ class Piece(NamedTuple):
     skipped_bytes: int = 0
 
 
-def last_lines(path: Path, count: int, *, after: int = 0) -> list[str]:
+def last_lines(path: Path, count: int, after: int = 0) -> list[str]:
     """The last lines of a file, none of them from before the byte `after` (of an earlier start)."""
     try:
         with path.open("rb") as file:
@@ -39,6 +39,14 @@ def last_lines(path: Path, count: int, *, after: int = 0) -> list[str]:
     if begin > start and lines:
         lines = lines[1:]  # its beginning is cut off
     return [line[:LONGEST_LINE] for line in lines[-count:]] if count > 0 else []
+
+
+def size(path: Path) -> int:
+    """In bytes; 0 when there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def shorten(path: Path, largest: int = LARGEST_BYTES) -> bool:
@@ -99,3 +107,10 @@ class Follower:
             whole.append(self._rest)
             self._rest = b""
         return Piece([line.decode("utf-8", "replace").rstrip("\r")[:LONGEST_LINE] for line in whole], skipped)
+
+
+def note(path: Path, line: str) -> None:
+    """A line of the agent's own, in the log of an engine that writes none there."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nebula_core.records.replica import ReplicaStatus
+from nebula_core.records.replica import Phase, ReplicaStatus
 from nebula_core.records.report import NodeReport
 
 LastReport = Callable[[], NodeReport | None]
@@ -32,6 +32,7 @@ class ReportCollector(Collector):
         build.add_metric((), {"version": report.version, "component": "agent"})
         yield build
         yield from _gpu_families(report)
+        yield from _gpu_state_families(report)
         yield from _replica_families(report)
 
 
@@ -42,8 +43,39 @@ def _gpu_families(report: NodeReport) -> Iterator[Metric]:
         ("utilization_ratio", "Share of time in which a kernel ran.", "utilization_ratio"),
         ("temperature_celsius", "Temperature of the chip.", "temperature_celsius"),
         ("power_watts", "Power drawn.", "power_watts"),
+        ("power_limit_watts", "Power it may draw.", "power_limit_watts"),
+        ("memory_unexplained_bytes", "Memory in use that no process explains.", "memory_unexplained_bytes"),
+        ("pcie_receive_bytes_per_second", "Received over PCIe.", "pcie_receive_bytes_per_second"),
+        ("pcie_send_bytes_per_second", "Sent over PCIe.", "pcie_send_bytes_per_second"),
+        ("nvlinks_active", "NVLink links that are up.", "nvlinks_active"),
+        ("xid", "The latest Xid the kernel reported in this boot.", "xid"),
     ):
         family = GaugeMetricFamily(f"nebula_gpu_{name}", text, labels=("node", "gpu"))
+        for gpu in report.gpus:
+            value = getattr(gpu, field)
+            if value is not None:
+                family.add_metric((report.node, gpu.gpu), value)
+        yield family
+
+
+def _gpu_state_families(report: NodeReport) -> Iterator[Metric]:
+    faulty = GaugeMetricFamily("nebula_gpu_faulty", "1: nothing may be placed on it.", labels=("node", "gpu"))
+    throttled = GaugeMetricFamily(
+        "nebula_gpu_throttled", "1 for each reason it runs slower than it could.", labels=("node", "gpu", "reason")
+    )
+    errors = (
+        ("ecc_corrected_total", "Corrected memory errors since the driver was loaded."),
+        ("ecc_uncorrected_total", "Uncorrected memory errors since the driver was loaded."),
+        ("nvlink_errors_total", "Errors of its NVLink links."),
+    )
+    for gpu in report.gpus:
+        faulty.add_metric((report.node, gpu.gpu), float(gpu.fault is not None))
+        for reason in gpu.throttle_reasons or ():
+            throttled.add_metric((report.node, gpu.gpu, reason), 1)
+    yield faulty
+    yield throttled
+    for field, text in errors:
+        family = CounterMetricFamily(f"nebula_gpu_{field}", text, labels=("node", "gpu"))
         for gpu in report.gpus:
             value = getattr(gpu, field)
             if value is not None:
@@ -93,7 +125,15 @@ def _fill(family: Any, replicas: Iterable[ReplicaStatus], field: str) -> None:
 class MetricsPage:
     """Serves until closed. Raises OSError when it cannot listen."""
 
-    def __init__(self, host: str, port: int, last: LastReport, healthy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        last: LastReport,
+        healthy: Callable[[], bool],
+        proxies: Callable[[], bool | None] = lambda: None,
+    ) -> None:
+        """`proxies`: whether any proxy has been heard of lately; None: nobody asked."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(ReportCollector(last))
         metrics = make_wsgi_app(registry)
@@ -104,7 +144,7 @@ class MetricsPage:
                     return metrics(environ, start_response)  # type: ignore[no-any-return]
                 case "/healthz":
                     good = healthy()
-                    body = json.dumps({"status": "ok" if good else "stuck"}).encode()
+                    body = json.dumps(_health(last(), good, proxies())).encode()
                     start_response(
                         "200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")]
                     )
@@ -122,6 +162,12 @@ class MetricsPage:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
+
+
+def _health(report: NodeReport | None, good: bool, proxies: bool | None) -> dict[str, object]:
+    """As the sidecar's probes read it: the agent itself, whether an engine of its serves, whether requests can come."""
+    ready = report is not None and any(replica.phase is Phase.READY for replica in report.replicas)
+    return {"status": "ok" if good else "stuck", "engine_ready": ready, "proxy_healthy": proxies}
 
 
 class _Server(ThreadingMixIn, WSGIServer):

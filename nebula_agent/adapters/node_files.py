@@ -2,7 +2,9 @@
 
     agent.lock         one agent per folder         agent_id     tells our engines from another agent's
     orders.json        what was obeyed              replicas/    one file per replica: order, start, failures
+    commands.json      what was carried out lately   store.json   the store as it was last trusted
     keys/              one key file per engine      logs/        one log per replica, and its former part
+    tmp/               one folder per running start evidence/    what was learned of engines that hung
 
 Every file is written whole, with fsync, mode 0600. A file that cannot be read is set aside and reported, not fatal: the
 engine it spoke of is found again by its marker.
@@ -13,20 +15,25 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from pydantic import Field
 
 from nebula_agent.adapters.runtime import Started
+from nebula_agent.decisions.commands import TakenCommands
 from nebula_agent.decisions.obedience import Orders
 from nebula_core.errors import NebulaError
 from nebula_core.records.base import Record, frozen_map
 from nebula_core.records.ids import ReplicaId
 from nebula_core.records.placement import SignedPlacement
 from nebula_core.records.replica import Phase
+from nebula_core.records.store_memory import Remembered
 from nebula_core.security.files import write_secret
 
 log = structlog.get_logger(__name__)
+
+Kept = TypeVar("Kept", bound=Record)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -55,6 +62,14 @@ class KeptReplica(Record):
     in_a_row: int = 0
     given_up: str | None = None
     failure_log: tuple[str, ...] = ()
+    #: What a tag meant when this replica was first started here.
+    image: str | None = None
+    image_digest: str | None = None
+    #: The first failure since it last ran well for a while.
+    first_failure_reason: str | None = None
+    first_failure_log: tuple[str, ...] = ()
+    #: File with what was learned of the last hang.
+    evidence: str | None = None
 
 
 class _KeptOrders(Record):
@@ -70,6 +85,8 @@ class NodeFiles:
         self.replicas = directory / "replicas"
         self.keys = directory / "keys"
         self.logs = directory / "logs"
+        #: Made when there is something to keep.
+        self.evidence = directory / "evidence"
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -107,18 +124,24 @@ class NodeFiles:
         return found
 
     def orders(self) -> Orders:
-        try:
-            kept = _KeptOrders.from_json((self.directory / "orders.json").read_bytes())
-        except FileNotFoundError:
-            return Orders()
-        except ValueError as error:
-            self._set_aside(self.directory / "orders.json", error)
-            return Orders()
-        return Orders(kept.max_epoch, frozen_map(kept.by_replica))
+        kept = self._read("orders.json", _KeptOrders)
+        return Orders() if kept is None else Orders(kept.max_epoch, frozen_map(kept.by_replica))
 
     def keep_orders(self, orders: Orders) -> None:
         kept = _KeptOrders(max_epoch=orders.max_epoch, by_replica=dict(orders.by_replica))
         write_secret(self.directory / "orders.json", kept.to_json().encode())
+
+    def remembered_store(self) -> Remembered | None:
+        return self._read("store.json", Remembered)
+
+    def remember_store(self, remembered: Remembered) -> None:
+        write_secret(self.directory / "store.json", remembered.to_json().encode())
+
+    def taken_commands(self) -> TakenCommands:
+        return self._read("commands.json", TakenCommands) or TakenCommands()
+
+    def keep_taken_commands(self, taken: TakenCommands) -> None:
+        write_secret(self.directory / "commands.json", taken.to_json().encode())
 
     def all_replicas(self) -> Mapping[str, KeptReplica]:
         found: dict[str, KeptReplica] = {}
@@ -142,6 +165,7 @@ class NodeFiles:
             self.secret_file(replica),
             self.log_file(replica),
             former_log(self.log_file(replica)),
+            self.log_file(replica).with_suffix(".log.cursor"),
         ):
             path.unlink(missing_ok=True)
 
@@ -155,6 +179,17 @@ class NodeFiles:
 
     def log_file(self, replica: str) -> Path:
         return self.logs / f"{replica}.log"
+
+    def _read(self, name: str, kind: type[Kept]) -> Kept | None:
+        """What the file says; None where there is none, or none that can be read: that one is set aside."""
+        path = self.directory / name
+        try:
+            return kind.from_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self._set_aside(path, error)
+            return None
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         log.error("kept_file_unreadable", file=str(path), error=type(error).__name__)

@@ -17,7 +17,9 @@ import psutil
 import structlog
 
 from nebula_agent.adapters import shm
+from nebula_agent.adapters.disk_threads import DiskThreads
 from nebula_agent.adapters.runtime import Ended, Look, Room, Started
+from nebula_agent.adapters.start_folders import StartFolders
 from nebula_agent.decisions.lifecycle import Life
 from nebula_agent.engines.base import Command, Launch
 from nebula_core.runtime.clock import Clock
@@ -30,6 +32,10 @@ MARKER = "NEBULA_ENGINE"
 #: What is left of a group whose leader died gets so long to end by itself.
 _STRAY_TERM_SECONDS = 1.0
 _POLL_SECONDS = 0.2
+#: A start that nobody wants any more is awaited so long, to be ended.
+_UNWANTED_SECONDS = 3.0
+#: What an engine left in its folder is removed in a moment, or later.
+_REMOVE_SECONDS = 5.0
 #: Two readings of one process's beginning differ by less.
 _SAME_SECONDS = 1.0
 
@@ -44,25 +50,30 @@ class ProcessRuntime:
         self._boot_id = boot_id
         self._directory = directory
         self._clock = clock
+        self._folders = StartFolders(directory, agent_id)
+        self._disk = DiskThreads("starts")
         #: Those that this agent process started itself: only their exit status can be known.
         self._children: dict[int, Child] = {}
         self._shared_memory: dict[str, frozenset[Path]] = {}
         #: Replica by session, which is the leader's pid.
         self._sessions: dict[int, str] = {}
+        #: Those that were started by hand: they may lead no session, so their descendants are known by their parents.
+        self._taken_in: dict[int, str] = {}
+
+    def inside(self, launch: Launch) -> Launch:
+        return launch
 
     async def start(self, launch: Launch, command: Command, room: Room) -> Started:
-        if command.key_file_content is not None:
-            await asyncio.to_thread(write_secret, launch.key_file, command.key_file_content.encode())
-        room.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        offset = room.log_file.stat().st_size if room.log_file.exists() else 0
         marker = f"{self._agent_id}/{room.replica}/{room.engine_epoch}"
         began = self._clock.wall()
-        child = spawn(
-            command.argv,
-            log_file=room.log_file,
-            env={**room.environment, **command.env, MARKER: marker},
-            cwd=self._directory,
-        )
+        spawning = self._disk.begin(room.replica, self._spawn, launch.key_file, command, room, marker)
+        try:
+            child, offset = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # Nobody would know of it: it must not outlive whoever wanted it.
+            spawning.add_done_callback(self._end_unwanted)
+            await asyncio.wait({spawning}, timeout=_UNWANTED_SECONDS)
+            raise
         self._children[child.pid] = child
         self._sessions[child.pid] = room.replica
         return Started(
@@ -82,10 +93,37 @@ class ProcessRuntime:
             marker=f"{MARKER}={marker}",
         )
 
-    def know(self, started: Started, replica: str) -> None:
+    def _spawn(self, key_file: Path, command: Command, room: Room, marker: str) -> tuple[Child, int]:
+        """In a thread: the process, and the bytes of its log that are of earlier starts."""
+        if command.key_file_content is not None:
+            write_secret(key_file, command.key_file_content.encode())
+        room.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        offset = room.log_file.stat().st_size if room.log_file.exists() else 0
+        temporary = self._folders.make(room.engine_epoch)
+        try:
+            child = spawn(
+                command.argv,
+                log_file=room.log_file,
+                env={**room.environment, "TMPDIR": str(temporary), **command.env, MARKER: marker},
+                cwd=self._directory,
+            )
+        except OSError:
+            self._folders.remove(room.engine_epoch)
+            raise
+        return child, offset
+
+    def _end_unwanted(self, spawning: "asyncio.Future[tuple[Child, int]]") -> None:
+        if spawning.exception() is None:
+            child, _ = spawning.result()
+            child.kill()
+            log.info("start_given_up", pid=child.pid)
+
+    async def know(self, started: Started, replica: str) -> None:
         """An engine of an earlier agent process, found again."""
         if started.pid is not None and started.boot_id == self._boot_id:
             self._sessions[started.pid] = replica
+            if started.taken_in:
+                self._taken_in[started.pid] = replica
 
     def look(self, started: Started) -> Look:
         pid = started.pid
@@ -134,8 +172,6 @@ class ProcessRuntime:
 
     async def remember_shared_memory(self, started: Started) -> None:
         """Keeps in mind which files it maps, so that they can be swept even after a kill -9."""
-        if not shm.leftovers_possible():
-            return
         pids = await self.members(started)
         mapped = await asyncio.to_thread(shm.mapped_by, pids)
         if mapped:
@@ -145,6 +181,7 @@ class ProcessRuntime:
     async def stop(self, started: Started, *, term_seconds: float) -> Ended:
         pid = started.pid
         if pid is None or started.boot_id != self._boot_id:
+            await self._remove_folder(started.engine_epoch)
             return Ended()
         look = self.look(started)
         child = self._children.get(pid)
@@ -160,6 +197,8 @@ class ProcessRuntime:
         if not stopped.survivors:
             self._children.pop(pid, None)
             self._sessions.pop(pid, None)
+            self._taken_in.pop(pid, None)
+            await self._remove_folder(started.engine_epoch)
         swept = await asyncio.to_thread(
             shm.sweep,
             self._shared_memory.pop(started.engine_epoch, frozenset()),
@@ -180,7 +219,7 @@ class ProcessRuntime:
             session = os.getsid(pid)
         except OSError:
             return None
-        known = self._sessions.get(session)
+        known = self._sessions.get(session) or self._below_taken_in(pid)
         if known is not None:
             return known
         try:
@@ -190,9 +229,28 @@ class ProcessRuntime:
         agent, _, rest = marker.partition("/")
         return rest.rpartition("/")[0] or None if agent == self._agent_id else None
 
+    def _below_taken_in(self, pid: int) -> str | None:
+        if not self._taken_in:
+            return None
+        try:
+            ancestry = [pid, *(parent.pid for parent in psutil.Process(pid).parents())]
+        except (psutil.Error, OSError):
+            return None
+        return next((self._taken_in[one] for one in ancestry if one in self._taken_in), None)
+
     async def strays(self, known: Iterable[str]) -> list[Started]:
         """Processes of this agent that none of the `known` engine epochs explains: a start that was never written down."""
         return await asyncio.to_thread(self._strays, frozenset(known))
+
+    async def forget_others(self, known: Iterable[str]) -> None:
+        """Removes what starts left on the disk that are none of the `known` engine epochs."""
+        await self._disk.do("sweep", self._folders.sweep, frozenset(known))
+
+    async def _remove_folder(self, engine_epoch: str) -> None:
+        """Its end does not wait for a disk that hangs: the folder goes when that answers."""
+        await asyncio.wait(
+            {self._disk.begin(f"remove {engine_epoch}", self._folders.remove, engine_epoch)}, timeout=_REMOVE_SECONDS
+        )
 
     def _strays(self, known: frozenset[str]) -> list[Started]:
         found: dict[str, Started] = {}

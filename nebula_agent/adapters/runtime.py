@@ -37,6 +37,24 @@ class Started(Record):
     #: `NAME=value` in the environment of every process of this start.
     marker: str | None = None
     container_id: str | None = None
+    #: Of a container that was taken in: which of its starts this is, as Docker tells the time.
+    container_started_at: float | None = None
+    #: Where it listens within such a container, if that has a network of its own.
+    container_port: int | None = None
+    #: What the container was made of: reference and digest.
+    image: str | None = None
+    image_digest: str | None = None
+    #: The kernel's count of out-of-memory kills when it began: one more, and a SIGKILL is explained.
+    oom_kills: int | None = None
+    #: How much there is to load, where it lies on this node's disk.
+    weights_bytes: int | None = None
+    #: Of an engine that nobody here started: which kind it is, and what it calls the model.
+    detected: str | None = None
+    served_model: str | None = None
+    #: Somebody started it by hand, and it was taken in.
+    taken_in: bool = False
+    #: Under which proxies reach it, where that is not its node's address.
+    reached_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,8 @@ class Look:
     life: Life
     #: Exit status, negative for a signal; None when unknown or not ended.
     status: int | None = None
+    #: What the runtime itself knows of the end, e.g. that the kernel ran out of memory.
+    said: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,8 @@ class Ended:
     #: Shared memory files that were left behind, and removed.
     swept: tuple[str, ...] = ()
     status: int | None = None
+    #: Why it could not be ended now, though nothing of it resists: Docker does not answer. To be tried again.
+    failed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +91,21 @@ class Room:
     engine_epoch: str
     log_file: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: For containers: what they are made of, and what they are found again by.
+    image: "StartImage | None" = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartImage:
+    """The image of one start, on this node and verified."""
+
+    #: `sha256:…` of its configuration.
+    id: str
+    #: As it was asked for, and what its registry calls that content; None where it never came from one.
+    reference: str
+    digest: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Runtime(Protocol):
@@ -77,8 +114,16 @@ class Runtime(Protocol):
     @property
     def kind(self) -> str: ...
 
+    def inside(self, launch: Launch) -> Launch:
+        """The launch as the engine itself sees it: in a container, other addresses and paths."""
+        ...
+
     async def start(self, launch: Launch, command: Command, room: Room) -> Started:
         """Starts the engine. Raises OSError, or NebulaError with the reason."""
+        ...
+
+    async def know(self, started: Started, replica: str) -> None:
+        """An engine that an earlier agent process started."""
         ...
 
     def look(self, started: Started) -> Look:
@@ -98,5 +143,8 @@ class Runtime(Protocol):
         ...
 
     def let_go(self, started: Started) -> None:
-        """The agent leaves and the engine stays."""
+        """The agent leaves and the engine stays. Quick; never blocks.
+
+        Nothing that is said from now on is written here: the next agent's runtime goes on with the log.
+        """
         ...

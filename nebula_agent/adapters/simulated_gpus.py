@@ -43,6 +43,9 @@ class SimulatedGpus:
         samples = tuple(_sample(gpu, holders.get(gpu.id)) for gpu in self._inventory)
         return GpuReading(self._inventory, samples)
 
+    async def aclose(self) -> None:
+        """Nothing was started."""
+
 
 def _sample(gpu: Gpu, holder: Holder | None) -> GpuSample:
     busy, used = 0.0, 0

@@ -5,6 +5,7 @@ falls over once a day is restarted at once each time.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 300.0
@@ -36,6 +37,10 @@ class Failures:
         """Whether to give up: asked when one has just been added."""
         return sum(now - at < WINDOW_SECONDS for at in self.times) >= MOST_IN_WINDOW
 
-    def shifted(self, seconds: float) -> "Failures":
-        """The same on a clock that began elsewhere (an agent that restarted)."""
-        return replace(self, times=tuple(at + seconds for at in self.times))
+    def shifted(self, seconds: float, *, latest: float = inf) -> "Failures":
+        """The same on a clock that began elsewhere (an agent that restarted).
+
+        None is later than `latest`: a wall clock that was set back meanwhile must not put a failure into the future, and
+        with it the next start.
+        """
+        return replace(self, times=tuple(min(at + seconds, latest) for at in self.times))

@@ -21,6 +21,8 @@ _NAMES = {
     31: "SIGSYS",
 }
 
+_SIGKILLED = frozenset({-9, 137})
+
 
 @dataclass(frozen=True, slots=True)
 class _Cause:
@@ -71,13 +73,18 @@ def describe_status(status: int | None) -> str:
     return f"exit code {status}"
 
 
-def describe_exit(status: int | None, lines: Sequence[str]) -> str:
-    """One sentence: how it ended, and what its last lines say about why."""
+def describe_exit(status: int | None, lines: Sequence[str], *, oom_killed: bool = False) -> str:
+    """One sentence: how it ended, and what its last lines say about why.
+
+    `oom_killed`: the kernel killed some process for want of memory while this one ran.
+    """
     how = describe_status(status)
+    if oom_killed and (status is None or status in _SIGKILLED):
+        return f"{how}: the kernel's out-of-memory killer. Out of host memory: give the node more, or the engine less"
     cause = find_cause(lines)
     if cause is not None:
         return f"{how}: {cause}"
-    if status in {-9, 137}:
+    if status in _SIGKILLED:
         return f"{how}, not by this agent: the kernel's out-of-memory killer, or somebody by hand (see the kernel log)"
     telling = next((line.strip() for line in reversed(lines) if _ERROR_LINE.search(line)), None)
     return how if telling is None else f"{how}: {telling[:200]}"

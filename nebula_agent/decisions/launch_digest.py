@@ -19,6 +19,7 @@ def launch_digest(placement: Placement) -> str:
         "model": placement.deployment,
         "gpus": sorted(placement.gpus),
         "restart_nonce": placement.restart_nonce,
+        **({"address": placement.address} if placement.address is not None else {}),
         "spec": placement.spec.model_dump(mode="json", include=set(_OF_THE_SPEC)),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,8 +4,9 @@ Full: when anything changed that a compact record cannot carry, and every few se
 that lost one is right again soon. Figures that move all the time are no change.
 """
 
+from nebula_core.records.compact import NodeDelta, ReplicaDelta
 from nebula_core.records.replica import ReplicaStatus
-from nebula_core.records.report import NodeDelta, NodeReport, ReplicaDelta
+from nebula_core.records.report import NodeReport
 from nebula_core.records.sample import EngineSample, GpuSample, HostSample
 
 FULL_EVERY_SECONDS = 5.0
@@ -26,6 +27,11 @@ def lasting(report: NodeReport) -> NodeReport:
             "host": HostSample(),
             "gpus": tuple(_lasting_gpu(gpu) for gpu in report.gpus),
             "replicas": tuple(_lasting_replica(status) for status in report.replicas),
+            # Bytes and room move all the time; a hundredth more of a download is news.
+            "fetches": tuple(one.model_copy(update={"done_bytes": 0, "message": ""}) for one in report.fetches),
+            "model_cache": None
+            if report.model_cache is None
+            else report.model_cache.model_copy(update={"room_bytes": 0, "used_bytes": 0}),
         }
     )
 
@@ -41,10 +47,17 @@ def _lasting_replica(status: ReplicaStatus) -> ReplicaStatus:
         update={
             "phase_seconds": None,
             "sample_age_seconds": None,
+            "health": None
+            if status.health is None
+            else status.health.model_copy(update={"still_seconds": None, "canary_age_seconds": None}),
             # Whether there is one, and what is missing from it.
             "sample": None if sample is None else EngineSample(missing=sample.missing),
         }
     )
+
+
+#: Figures of an engine are passed on as those of this second for so long: two scrapes, and a half for the way.
+SAMPLE_OLD_SECONDS = 2.5
 
 
 def compact(report: NodeReport) -> NodeDelta:
@@ -67,7 +80,8 @@ def compact(report: NodeReport) -> NodeDelta:
 
 def _compact_replica(status: ReplicaStatus) -> ReplicaDelta:
     sample = status.sample
-    if sample is None:
+    if sample is None or (status.sample_age_seconds or 0.0) > SAMPLE_OLD_SECONDS:
+        # An engine that answers no scrape any more has no figures: its last ones would say that it moves.
         return ReplicaDelta(id=status.id, phase=status.phase.value)
     return ReplicaDelta(
         id=status.id,

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from nebula_agent.engines.accelerators import visible_gpus
 from nebula_agent.engines.metrics import MetricNames
 from nebula_core.records.base import frozen_map
 from nebula_core.records.deployment import DeploymentSpec
@@ -44,6 +45,11 @@ class Launch:
     #: Seconds between SIGTERM and SIGKILL: what it may take to end by itself.
     term_seconds: float
     simulated_preset: str = "h100-8b"
+    #: Who made the GPUs, and their indexes on this node, in the order of `gpus`.
+    vendor: str = "nvidia"
+    gpu_indexes: tuple[int, ...] = ()
+    #: In a container, whose environment anybody may read who may ask Docker: a key goes by file or not at all.
+    contained: bool = False
 
     @property
     def port(self) -> int:
@@ -53,6 +59,10 @@ class Launch:
     def source_is_path(self) -> bool:
         return is_path(self.spec.source)
 
+    @property
+    def visible_gpus(self) -> Mapping[str, str]:
+        return visible_gpus(self.vendor, self.gpus, self.gpu_indexes)
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -61,6 +71,14 @@ class Command:
     env: Mapping[str, str] = field(default_factory=frozen_map)
     #: Content of `Launch.key_file`; None: no such file.
     key_file_content: str | None = None
+
+
+class EngineInfo(NamedTuple):
+    """What an engine says of itself when it is asked once; None is unknown."""
+
+    version: str | None = None
+    #: How many requests it runs at once.
+    slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +112,23 @@ class Engine(Protocol):
     def health_path(self) -> str: ...
 
     @property
+    def info_path(self) -> str:
+        """Where it says which version it is."""
+        ...
+
+    def read_info(self, answer: Mapping[str, object]) -> EngineInfo: ...
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether it can be told a key that callers must show."""
+        ...
+
+    @property
     def names(self) -> MetricNames: ...
+
+    def why_unfit(self, spec: DeploymentSpec, gpus: int) -> str | None:
+        """What this kind of engine cannot do of the spec, with what to change; None: all of it."""
+        ...
 
     def command(self, launch: Launch) -> Command: ...
 
@@ -104,6 +138,11 @@ class Engine(Protocol):
 def is_path(source: str) -> bool:
     """Whether a source names a file or folder of this node and not a hub id."""
     return source.startswith(("/", "./", "../"))
+
+
+def version_info(answer: Mapping[str, object]) -> EngineInfo:
+    version = answer.get("version")
+    return EngineInfo(version if isinstance(version, str) and len(version) < 64 else None)
 
 
 def completion_probe(model: str) -> Probe:

@@ -1,8 +1,9 @@
 """llama.cpp's `llama-server`: small, quick to start, without histograms (first-token times come from the proxy)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nebula_agent.engines.base import Command, Launch, Probe, completion_probe, embedding_probe
+from nebula_agent.engines.base import Command, EngineInfo, Launch, Probe, completion_probe, embedding_probe, is_path
 from nebula_agent.engines.metrics import MetricNames
 from nebula_agent.engines.options import has_any, options
 from nebula_core.records.base import frozen_map
@@ -28,7 +29,24 @@ class LlamaCpp:
     package: str | None = None
     ports_needed: int = 1
     health_path: str = "/health"
+    info_path: str = "/props"
+    takes_key: bool = True
     names: MetricNames = LLAMACPP_NAMES
+
+    def why_unfit(self, spec: DeploymentSpec, gpus: int) -> str | None:
+        del gpus
+        if any(not is_path(adapter.source) for adapter in spec.adapters):
+            return "llama-server loads an adapter from a GGUF file of this node: give `source` as a path"
+        if len(spec.adapters) > 1:
+            # It scales all it has loaded into every answer, and knows none of them as a model of its own.
+            return "llama-server merges adapters into the model: give one adapter, or one deployment for each"
+        return None
+
+    def read_info(self, answer: Mapping[str, object]) -> EngineInfo:
+        build, slots = answer.get("build_info"), answer.get("total_slots")
+        return EngineInfo(
+            build if isinstance(build, str) and len(build) < 64 else None, slots if isinstance(slots, int) else None
+        )
 
     def command(self, launch: Launch) -> Command:
         spec = launch.spec
@@ -39,12 +57,14 @@ class LlamaCpp:
             argv.append("--jinja")
         if launch.gpus and not has_any(spec.args, {"gpu-layers", "n-gpu-layers", "ngl"}):
             argv += ["--n-gpu-layers", "999"]
+        for adapter in spec.adapters:
+            argv += ["--lora", adapter.source]
         argv += options(spec.args, falsehood="omit")
         content = None
         if launch.key is not None:
             argv += ["--api-key-file", str(launch.key_file)]
             content = f"{launch.key}\n"
-        return Command(tuple(argv), frozen_map({"CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}), content)
+        return Command(tuple(argv), frozen_map(launch.visible_gpus), content)
 
     def probe(self, launch_model: str, spec: DeploymentSpec) -> Probe:
         embedding = spec.args.get("embeddings") is True or spec.args.get("embedding") is True

@@ -6,10 +6,13 @@ the feature that needs it is off and says so. Series of several engine ranks of 
 or the fullest counts (cache); those of another model on the same port are left out.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 from nebula_agent.decisions.rates import Buckets, History, Reading
+from nebula_agent.engines.versions import Known, Version, knows
 from nebula_core.records.base import frozen_map
 from nebula_core.records.sample import EngineSample
 from nebula_core.wire.exposition import Scan, Series
@@ -23,6 +26,8 @@ class MetricNames:
 
     running: Names = ()
     waiting: Names = ()
+    #: Also waiting, in a queue of their own (SGLang's compile of a grammar); never missed.
+    waiting_too: Names = ()
     kv_cache_usage: Names = ()
     #: A gauge of tokens …
     kv_cache_tokens: Names = ()
@@ -47,20 +52,45 @@ class MetricNames:
     itl: Names = ()
     #: Counters and histograms appear with their first event (SGLang): absent ones are not missed.
     late: bool = False
+    #: Which versions have which of these names; what is not in here, all have.
+    known: Mapping[str, Known] = dataclasses.field(default_factory=frozen_map)
 
     def wanted(self) -> frozenset[str]:
         """Every series name to look for."""
         return frozenset(self._all())
 
+    def candidates(self, figure: str) -> Names:
+        """The names of one figure, newest first."""
+        names: Names = getattr(self, figure)
+        return names
+
+    @staticmethod
+    def series_name(figure: str, name: str) -> str:
+        """The series by which a name is recognised on the page."""
+        return f"{name}_bucket" if figure in HISTOGRAMS else name
+
+    def may_come_late(self, figure: str) -> bool:
+        """Whether its absence means only that nothing has happened yet."""
+        return self.late and figure not in _GAUGES
+
+    def of_version(self, version: Version | None) -> "MetricNames":
+        """Without the figures that this version has under none of their names: they are not missed."""
+        gone: dict[str, Any] = {
+            figure: ()
+            for figure in (*_GAUGES, *_COUNTERS, *HISTOGRAMS)
+            if self.candidates(figure) and not any(knows(self.known, name, version) for name in self.candidates(figure))
+        }
+        return dataclasses.replace(self, **gone) if gone else self
+
     def _all(self) -> Iterator[str]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in {"ttft", "itl"}:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if each.name in HISTOGRAMS:
                 yield from (f"{name}_bucket" for name in value)
-            elif field.name == "kv_cache_info":
+            elif each.name == "kv_cache_info":
                 if value is not None:
                     yield value[0]
-            elif field.name not in {"cached_are_extra", "late"}:
+            elif each.name not in {"cached_are_extra", "late", "known"}:
                 yield from value
 
 
@@ -80,10 +110,11 @@ _COUNTERS = (
     *("finished", "steps"),
 )
 _GAUGES = ("running", "waiting", "kv_cache_usage")
+HISTOGRAMS = ("ttft", "itl")
 #: What moves when an engine moves.
 _MARKS = ("prompt_tokens", "generation_tokens", "finished", "steps")
 #: Not missed when absent: they only refine other figures.
-_OPTIONAL = frozenset({"cached_prompt_tokens", "steps", "hit_ratio", "kv_cache_tokens"})
+OPTIONAL = frozenset({"waiting_too", "cached_prompt_tokens", "steps", "hit_ratio", "kv_cache_tokens"})
 
 
 def read(names: MetricNames, scan: Scan, model: str, now: float) -> Figures:
@@ -95,7 +126,7 @@ def read(names: MetricNames, scan: Scan, model: str, now: float) -> Figures:
         for name in candidates:
             if name in scan:
                 return of_model(scan[name], model)
-        if candidates and field not in _OPTIONAL:
+        if candidates and field not in OPTIONAL:
             missing.append(candidates[0])
         return None
 
@@ -104,12 +135,19 @@ def read(names: MetricNames, scan: Scan, model: str, now: float) -> Figures:
         series = find(field)
         if series is not None:
             gauges[field] = sum(each.value for each in series)
+            if len(series) > 1:
+                gauges["ranks"] = len(series)
+    if "waiting" in gauges:
+        gauges["waiting"] += sum(each.value for each in find("waiting_too") or ())
     for field in ("kv_cache_usage", "hit_ratio"):
         series = find(field)
         # −1 is vLLM's word for "switched off".
-        values = [each.value for each in series or () if each.value >= 0]
+        values = [min(1.0, each.value) for each in series or () if each.value >= 0]
         if values:
-            gauges[field] = min(1.0, max(values))
+            # The fullest rank is the next to preempt; a hit ratio is one of all of them.
+            gauges[field] = max(values) if field == "kv_cache_usage" else sum(values) / len(values)
+            if field == "kv_cache_usage" and len(values) > 1:
+                gauges["kv_cache_usage_mean"] = sum(values) / len(values)
     tokens = find("kv_cache_tokens")
     if tokens:
         gauges["kv_cache_tokens"] = sum(each.value for each in tokens)
@@ -123,7 +161,7 @@ def read(names: MetricNames, scan: Scan, model: str, now: float) -> Figures:
         if series is not None:
             counters[field] = sum(each.value for each in series)
     histograms: dict[str, Buckets] = {}
-    for field in ("ttft", "itl"):
+    for field in HISTOGRAMS:
         buckets = _buckets(scan, getattr(names, field), model)
         if buckets is not None:
             histograms[field] = buckets
@@ -136,13 +174,15 @@ def read(names: MetricNames, scan: Scan, model: str, now: float) -> Figures:
     return Figures(reading, frozen_map(gauges), tuple(missing), marks)
 
 
-def sample(figures: Figures, history: History, names: MetricNames) -> EngineSample:
-    """The sample of one scrape; `history` holds it and those before it."""
+def sample(figures: Figures, history: History, names: MetricNames, slots: int | None = None) -> EngineSample:
+    """The sample of one scrape; `history` holds it and those before it, `slots` is how many requests it can run at once."""
     gauges, counters = figures.gauges, figures.reading.counters
     return EngineSample(
         requests_running=_whole(gauges.get("running")),
         requests_waiting=_whole(gauges.get("waiting")),
         kv_cache_usage=gauges.get("kv_cache_usage"),
+        kv_cache_usage_mean=gauges.get("kv_cache_usage_mean"),
+        engine_ranks=_whole(gauges.get("ranks")),
         kv_cache_tokens=_whole(gauges.get("kv_cache_tokens")),
         prompt_tokens_total=counters.get("prompt_tokens"),
         generation_tokens_total=counters.get("generation_tokens"),
@@ -156,6 +196,7 @@ def sample(figures: Figures, history: History, names: MetricNames) -> EngineSamp
         ttft_p50_seconds=history.quantile("ttft", 0.5),
         ttft_p95_seconds=history.quantile("ttft", 0.95),
         itl_p95_seconds=history.quantile("itl", 0.95),
+        slots_total=slots,
         missing=figures.missing,
     )
 

@@ -1,9 +1,18 @@
 """SGLang: `python -m sglang.launch_server` or `sglang serve`, always with its metrics on."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nebula_agent.engines.base import Command, Launch, Probe, completion_probe, embedding_probe
+from nebula_agent.engines.base import (
+    Command,
+    EngineInfo,
+    Launch,
+    Probe,
+    completion_probe,
+    embedding_probe,
+    version_info,
+)
 from nebula_agent.engines.metrics import MetricNames
 from nebula_agent.engines.options import has_any, options
 from nebula_core.records.base import frozen_map
@@ -18,6 +27,7 @@ def _names(*names: str) -> tuple[str, ...]:
 SGLANG_NAMES = MetricNames(
     running=_names("num_running_reqs"),
     waiting=_names("num_queue_reqs"),
+    waiting_too=_names("num_grammar_queue_reqs"),
     kv_cache_usage=_names("token_usage"),
     kv_cache_tokens=_names("max_total_num_tokens"),
     prompt_tokens=_names("prompt_tokens_total"),
@@ -40,7 +50,16 @@ class Sglang:
     package: str | None = "sglang"
     ports_needed: int = 8
     health_path: str = "/health"
+    info_path: str = "/server_info"
+    takes_key: bool = True
     names: MetricNames = SGLANG_NAMES
+
+    def why_unfit(self, spec: DeploymentSpec, gpus: int) -> str | None:
+        del spec, gpus
+        return None
+
+    def read_info(self, answer: Mapping[str, object]) -> EngineInfo:
+        return version_info(answer)
 
     def command(self, launch: Launch) -> Command:
         spec = launch.spec
@@ -53,13 +72,16 @@ class Sglang:
             argv += ["--tp-size", str(len(launch.gpus))]
         if len(launch.ports) > 1 and not has_any(spec.args, {"nccl-port"}):
             argv += ["--nccl-port", str(launch.ports[1])]
+        if spec.adapters:
+            argv.append("--lora-paths")
+            argv += [f"{adapter.name}={adapter.source}" for adapter in spec.adapters]
         argv += options(spec.args, falsehood="omit")
         content = None
         if launch.key is not None:
             # The key is only taken as an option; a settings file of mode 0600 keeps it out of argv. JSON is YAML.
             argv += ["--config", str(launch.key_file)]
             content = json.dumps({"api-key": launch.key}) + "\n"
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
+        env = dict(launch.visible_gpus)
         if launch.source_is_path:
             env["HF_HUB_OFFLINE"] = "1"
         return Command(tuple(argv), frozen_map(env), content)

@@ -1,10 +1,20 @@
 """The simulated engine: a program of this package that behaves like vLLM and says that it is not."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nebula_agent.engines.base import Command, Launch, Probe, Program, completion_probe, embedding_probe
+from nebula_agent.engines.base import (
+    Command,
+    EngineInfo,
+    Launch,
+    Probe,
+    Program,
+    completion_probe,
+    embedding_probe,
+    version_info,
+)
 from nebula_agent.engines.metrics import MetricNames
 from nebula_agent.engines.options import has_any, options
 from nebula_agent.engines.vllm import QUIET_PATHS, VLLM_NAMES
@@ -19,12 +29,21 @@ class Simulated:
     package: str | None = None
     ports_needed: int = 1
     health_path: str = "/health"
+    info_path: str = "/version"
+    takes_key: bool = True
     names: MetricNames = VLLM_NAMES
 
     @staticmethod
     def own_program() -> Program:
         """The Python that runs this agent."""
         return Program(Path(sys.executable))
+
+    def why_unfit(self, spec: DeploymentSpec, gpus: int) -> str | None:
+        del spec, gpus
+        return None
+
+    def read_info(self, answer: Mapping[str, object]) -> EngineInfo:
+        return version_info(answer)
 
     def command(self, launch: Launch) -> Command:
         args = launch.spec.args
@@ -38,6 +57,8 @@ class Simulated:
             argv += ["--shutdown-timeout", str(max(1, int(launch.term_seconds) - 2))]
         if not has_any(args, {"disable-access-log-for-endpoints", "access-log"}):
             argv += ["--disable-access-log-for-endpoints", QUIET_PATHS]
+        if launch.spec.adapters:
+            argv += ["--lora-modules", *(f"{adapter.name}={adapter.source}" for adapter in launch.spec.adapters)]
         argv += options(args, falsehood="negate")
         content = None
         if launch.key is not None:

@@ -2,18 +2,24 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nebula_agent.adapters.disk_threads import DiskThreads
+from nebula_agent.adapters.docker_runtime import DockerRuntime
 from nebula_agent.adapters.engine_http import EngineHttp
+from nebula_agent.adapters.external_runtime import ExternalRuntime
 from nebula_agent.adapters.gpus import GpuReading
 from nebula_agent.adapters.node_files import NodeFiles
 from nebula_agent.adapters.ports import first_free
 from nebula_agent.adapters.process_runtime import ProcessRuntime
-from nebula_agent.adapters.runtime import Runtime
+from nebula_agent.adapters.runtime import Runtime, Started
 from nebula_agent.decisions.policy import LocalPolicy
 from nebula_agent.decisions.ports import blocks
 from nebula_agent.engines.base import Program
+from nebula_agent.loops.image_keeper import ImageKeeper
+from nebula_agent.loops.model_keeper import ModelKeeper
 from nebula_agent.settings import AgentSettings
+from nebula_core.records.adoption import AdoptTarget
 from nebula_core.records.report import Problem
 from nebula_core.runtime.clock import Clock
 
@@ -65,6 +71,34 @@ class PortBook:
         self._by_replica.pop(replica, None)
 
 
+def replica_lane(replica: str) -> str:
+    """Where the files of one replica are written, in order: its book, its key, its log."""
+    return f"replica:{replica}"
+
+
+def with_faults(reading: GpuReading, faults: Mapping[str, str]) -> GpuReading:
+    """The reading with what this agent knows of GPUs that the driver does not say."""
+    if not faults:
+        return reading
+    samples = tuple(
+        sample.model_copy(update={"fault": sample.fault or faults[sample.gpu]}) if sample.gpu in faults else sample
+        for sample in reading.samples
+    )
+    return replace(reading, samples=samples)
+
+
+@dataclass(frozen=True, slots=True)
+class TakeIn:
+    """An engine that somebody started by hand, as a replica of this agent would have started it."""
+
+    started: Started
+    key: str | None = field(default=None, repr=False)
+
+
+def _finds_nothing(target: AdoptTarget) -> TakeIn | str:
+    return f"{target.found} cannot be taken in: this agent looks for no engines (`discovery.enabled`)"
+
+
 @dataclass(slots=True)
 class Context:
     settings: AgentSettings
@@ -81,8 +115,25 @@ class Context:
     #: Raw public key of the proxies; None: engines run without keys.
     sealing_key: bytes | None
     ports: PortBook
+    #: Engines that somebody else runs.
+    external: ExternalRuntime
+    #: Kinds of engines whose program the environment of the agent names.
+    programs_named: frozenset[str] = frozenset()
+    #: None: this node runs no containers.
+    images: ImageKeeper | None = None
+    containers: DockerRuntime | None = None
+    #: None: engines fetch their models themselves.
+    models: ModelKeeper | None = None
+    #: What lies in the agent's own folder; one lane per replica, see `replica_lane`.
+    disk: DiskThreads = field(default_factory=lambda: DiskThreads("data"))
+    #: What lies elsewhere: models by path, programs, keys of the operator.
+    mounts: DiskThreads = field(default_factory=lambda: DiskThreads("mounts"))
     problems: Problems = field(default_factory=Problems)
+    #: The engine that a placement takes in, if exactly that one runs now; or why it cannot be taken in.
+    take_in: Callable[[AdoptTarget], TakeIn | str] = _finds_nothing
     #: The latest word on GPUs.
     gpus: GpuReading = field(default_factory=GpuReading)
+    #: By replica: GPUs that a process holds which even SIGKILL does not end, and what to say of them.
+    stuck_gpus: dict[str, dict[str, str]] = field(default_factory=dict)
     #: Called when something changed that a report should tell at once.
     changed: Callable[[], None] = lambda: None

@@ -1,23 +1,24 @@
 """One start of an engine, watched over HTTP: is it ready, does it answer, does it move, what are its figures?
 
 Until readiness is proven (health, model listed, one token out) it is asked often, so that a quick start is ready quickly;
-from then on once a second. The monitor only states facts with their times; what follows from them is `decide`'s.
+from then on once a second, and when it has had nothing to do for a while, for a canary token. The monitor only states facts
+with their times; what follows from them is `decide`'s.
 """
 
+import asyncio
+import json
 from collections.abc import Callable
 
 import structlog
 
 from nebula_agent.adapters.engine_http import Answer, EngineHttp, Said
 from nebula_agent.adapters.runtime import Started
-from nebula_agent.decisions.progress import Progress
-from nebula_agent.decisions.rates import History
-from nebula_agent.engines.base import Engine
-from nebula_agent.engines.metrics import read, sample
+from nebula_agent.engines.base import Engine, Program
+from nebula_agent.loops.engine_figures import EngineFigures
 from nebula_core.records.deployment import DeploymentSpec
+from nebula_core.records.engine_health import EngineHealth, MetricsSchema
 from nebula_core.records.sample import EngineSample
 from nebula_core.runtime.clock import Clock
-from nebula_core.wire.exposition import Scanner
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +29,10 @@ HEALTH_SECONDS = 2.0
 EAGER_SECONDS = 0.05
 PATIENT_SECONDS = 0.5
 EAGER_FOR_SECONDS = 5.0
-
-_SCANNERS: dict[str, Scanner] = {}
+#: `/metrics` for the evidence of a hang.
+_PAGE_SECONDS = 2.0
+#: A prompt that is tokenised to this much where the answer does not say.
+_PROBE_TOKENS = 1.0
 
 
 class EngineMonitor:
@@ -46,16 +49,18 @@ class EngineMonitor:
         http: EngineHttp,
         clock: Clock,
         proven: bool,
+        program: Program | None,
         on_change: Callable[[], None],
+        canary_idle_seconds: float = 60.0,
+        canary_seconds: float = 15.0,
     ) -> None:
         self.proven = proven
         self.waiting_for: str | None = None
         self.unhealthy_since: float | None = None
         self.silent_since: float | None = None
-        self.sample: EngineSample | None = None
-        self.sampled_at: float | None = None
-        self.version: str | None = None
         self.ready_at: float | None = clock.monotonic() if proven else None
+        #: As the engine says its version, else as its package does.
+        self.figures = EngineFigures(engine, model, program.version_text if program is not None else None)
         self._engine = engine
         self._model = model
         self._spec = spec
@@ -64,28 +69,73 @@ class EngineMonitor:
         self._http = http
         self._clock = clock
         self._on_change = on_change
+        self._canary_idle_seconds = canary_idle_seconds
+        self._canary_seconds = canary_seconds
+        self._canary: asyncio.Task[None] | None = None
         self._began = clock.monotonic()
         self._asked_at = float("-inf")
-        self._progress = Progress()
-        self._history = History()
-        self._scanner = _SCANNERS.setdefault(engine.kind, Scanner(engine.names.wanted()))
+        self._asked_who = False
+        self._answers: bool | None = None
+
+    @property
+    def version(self) -> str | None:
+        return self.figures.version
+
+    @property
+    def schema(self) -> MetricsSchema | None:
+        return self.figures.schema
+
+    @property
+    def sample(self) -> EngineSample | None:
+        return self.figures.sample
+
+    @property
+    def sampled_at(self) -> float | None:
+        return self.figures.sampled_at
 
     @property
     def frozen_since(self) -> float | None:
-        return self._progress.still_since
+        return self.figures.progress.still_since
+
+    @property
+    def canary_failures(self) -> int:
+        return self.figures.canary.failures
+
+    def health(self, now: float, *, alive: bool | None, ready: bool) -> EngineHealth:
+        """The three kinds of health of this start, as they are reported."""
+        still, canary, sample = self.frozen_since, self.figures.canary, self.sample
+        if still is not None:
+            progress = "still"
+        elif sample is None or sample.requests_running is None:
+            progress = "unknown"
+        else:
+            progress = "moving" if sample.requests_running else "idle"
+        return EngineHealth(
+            engine_epoch=self._started.engine_epoch,
+            alive=alive,
+            ready=ready,
+            answers=self._answers,
+            progress=progress,
+            still_seconds=None if still is None else round(now - still, 1),
+            canary=None if canary.passed is None else ("passed" if canary.passed else "failed"),
+            canary_age_seconds=None if canary.answered_at is None else round(now - canary.answered_at, 1),
+        )
 
     async def run(self) -> None:
         """For as long as the engine runs; cancelled at its end."""
-        while True:
-            began = self._clock.monotonic()
-            try:
-                if self.proven:
-                    await self.watch_once()
-                else:
-                    await self.prove_once()
-            except Exception:
-                log.exception("engine_monitor_failed", engine_epoch=self._started.engine_epoch)
-            await self._clock.sleep(self._pause(began))
+        try:
+            while True:
+                began = self._clock.monotonic()
+                try:
+                    if self.proven:
+                        await self.watch_once()
+                    else:
+                        await self.prove_once()
+                except Exception:
+                    log.exception("engine_monitor_failed", engine_epoch=self._started.engine_epoch)
+                await self._clock.sleep(self._pause(began))
+        finally:
+            await self._end_canary()
 
     def _pause(self, began: float) -> float:
         now = self._clock.monotonic()
@@ -97,6 +147,7 @@ class EngineMonitor:
         """One try at the way to readiness; says how far it came."""
         host, port = self._started.probe_host, self._started.port
         said = await self._http.health(host, port, self._engine.health_path)
+        self._answers = _as_bool(said)
         if said.answer is Answer.YES:
             said = await self._http.lists_model(host, port, self._model, self._key)
         if said.answer is Answer.YES:
@@ -105,7 +156,7 @@ class EngineMonitor:
         if said.answer is not Answer.YES:
             self._waits_for(said.detail)
             return
-        self.version = await self._http.version(host, port, self._key)
+        await self._ask_who()
         self._waits_for(None)
         self.ready_at = self._clock.monotonic()
         self.proven = True
@@ -115,9 +166,14 @@ class EngineMonitor:
     async def watch_once(self) -> None:
         """One scrape, and a look at the health every other time, or each time while anything is wrong."""
         host, port = self._started.probe_host, self._started.port
+        if not self._asked_who:
+            await self._ask_who()  # an adopted engine: another agent had asked
         figures = await self._http.figures(host, port, self._key)
         now = self._clock.monotonic()
         moved = self._take(figures, now)
+        if self._canary is None and self.figures.canary.due(now, after=self._canary_idle_seconds):
+            self.figures.canary_asked()
+            self._canary = asyncio.create_task(self.canary_once(), name=f"canary:{self._started.engine_epoch}")
         well = figures.answer is Answer.YES and self.unhealthy_since is None and self.silent_since is None
         if well and now - self._asked_at < HEALTH_SECONDS * 0.75:
             return
@@ -125,24 +181,70 @@ class EngineMonitor:
         health = await self._http.health(host, port, self._engine.health_path)
         self._judge(figures, health, self._clock.monotonic(), moved=moved)
 
-    def _take(self, figures: Said, now: float) -> bool:
-        """Takes a scrape in; whether a counter moved since the last one."""
-        if figures.answer is not Answer.YES:
+    async def canary_once(self) -> None:
+        """Asks an idle engine for one token."""
+        probe = self._engine.probe(self._model, self._spec)
+        host, port = self._started.probe_host, self._started.port
+        try:
+            said = await self._http.one_token(
+                host, port, probe.path, probe.body, self._key, seconds=self._canary_seconds
+            )
+        except Exception:
+            # Ours, not the engine's: it is no evidence against it.
+            log.exception("canary_not_asked", engine_epoch=self._started.engine_epoch)
+            said = Said(Answer.REFUSED)
+        finally:
+            self._canary = None
+        # Nobody listening is a death, and the process itself tells of that.
+        passed = said.answer in {Answer.YES, Answer.REFUSED}
+        former = self.canary_failures
+        now = self._clock.monotonic()
+        self.figures.canary_answered(now, passed=passed, prompt_tokens=_prompt_tokens(said))
+        if not passed:
+            log.warning("canary_failed", engine_epoch=self._started.engine_epoch, detail=said.detail)
+        if self.canary_failures != former:
+            self._on_change()
+
+    async def page(self) -> str:
+        """Its `/metrics` now; "" when they do not come."""
+        said = await self._http.figures(self._started.probe_host, self._started.port, self._key, seconds=_PAGE_SECONDS)
+        return said.body.decode("utf-8", "replace")
+
+    async def _end_canary(self) -> None:
+        canary = self._canary
+        if canary is not None:
+            canary.cancel()
+            await asyncio.gather(canary, return_exceptions=True)
+
+    async def _ask_who(self) -> None:
+        """Once per start: its version, and with it the names its figures should have."""
+        self._asked_who = True
+        engine, started = self._engine, self._started
+        answer = await self._http.info(started.probe_host, started.port, engine.info_path, self._key)
+        self.figures.told(None if answer is None else engine.read_info(answer))
+
+    def _take(self, said: Said, now: float) -> bool:
+        if said.answer is not Answer.YES:
             return False
-        scan = self._scanner.scan(figures.body.decode("utf-8", "replace"))
-        taken = read(self._engine.names, scan, self._model, now)
-        former = self._progress.marks
-        self._history = self._history.with_reading(taken.reading)
-        news = sample(taken, self._history, self._engine.names)
-        self._progress = self._progress.seen(news.requests_running, taken.marks, now)
-        first = self.sample is None or self.sample.missing != news.missing
-        self.sample, self.sampled_at = news, now
-        if first and news.missing:
-            log.warning("metrics_missing", engine=self._engine.kind, version=self.version, names=list(news.missing))
-        return bool(former) and taken.marks != former
+        former, was_still, failed = self.schema, self.frozen_since, self.canary_failures
+        moved = self.figures.take(said.body.decode("utf-8", "replace"), now)
+        schema = self.schema
+        if schema is not None and schema.missing and (former is None or former.missing != schema.missing):
+            log.warning(
+                "metrics_missing",
+                engine=self._engine.kind,
+                version=self.version,
+                names=list(schema.missing),
+                off=list(schema.off),
+                resembling=[list(pair) for pair in schema.resembling],
+            )
+        if (was_still is None) != (self.frozen_since is None) or failed != self.canary_failures:
+            self._on_change()
+        return moved
 
     def _judge(self, figures: Said, health: Said, now: float, *, moved: bool) -> None:
         unhealthy, silent = self.unhealthy_since, self.silent_since
+        self._answers = _as_bool(health)
         if health.answer is Answer.YES:
             self.unhealthy_since = self.silent_since = None
         elif health.answer in {Answer.NO, Answer.REFUSED}:
@@ -160,3 +262,14 @@ class EngineMonitor:
         if detail != self.waiting_for:
             self.waiting_for = detail
             self._on_change()
+
+
+def _as_bool(said: Said) -> bool | None:
+    return None if said.answer is Answer.SILENT else said.answer is Answer.YES
+
+
+def _prompt_tokens(said: Said) -> float:
+    try:
+        return float(json.loads(said.body)["usage"]["prompt_tokens"])
+    except (ValueError, KeyError, TypeError):
+        return _PROBE_TOKENS

@@ -4,11 +4,11 @@ When somebody begins to watch, the last lines there are come first. What is sent
 out is counted in the next line's `gap` (for skipped bytes, which nobody has read, by a usual line's length).
 """
 
-import asyncio
 from pathlib import Path
 
 import structlog
 
+from nebula_agent.adapters.disk_threads import DiskThreads
 from nebula_agent.adapters.log_files import Follower
 from nebula_agent.loops.replicas import Replicas
 from nebula_core.errors import StoreUnavailable
@@ -33,6 +33,7 @@ class LogStreamer:
         self._store = store
         self._replicas = replicas
         self._clock = clock
+        self._disk = DiskThreads("lines")
         self._followers: dict[str, tuple[Path, Follower]] = {}
         self._gaps: dict[str, int] = {}
 
@@ -59,9 +60,9 @@ class LogStreamer:
         if known is None or known[0] != path:
             follower = Follower(path)
             self._followers[replica] = (path, follower)
-            lines = await asyncio.to_thread(follower.start, FIRST_LINES)
+            lines = await self._disk.do(replica, follower.start, FIRST_LINES)
         else:
-            piece = await asyncio.to_thread(known[1].poll, MOST_BYTES)
+            piece = await self._disk.do(replica, known[1].poll, MOST_BYTES)
             lines = piece.lines
             self._left_out(replica, piece.skipped_bytes // _USUAL_LINE_BYTES)
         if len(lines) > MOST_LINES:

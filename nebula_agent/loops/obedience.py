@@ -9,6 +9,7 @@ import asyncio
 
 import structlog
 
+from nebula_agent.adapters.disk_threads import DiskThreads
 from nebula_agent.adapters.node_files import NodeFiles
 from nebula_agent.decisions.obedience import Orders
 from nebula_agent.loops.context import Problems
@@ -18,6 +19,7 @@ from nebula_core.records.event import ChangeKind
 from nebula_core.records.placement import SignedPlacement
 from nebula_core.records.report import Problem
 from nebula_core.records.snapshot import ClusterSnapshot
+from nebula_core.records.store_memory import Remembered
 from nebula_core.security.envelope import VerifyKeys, verify_placement
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Changed, Watcher
@@ -41,6 +43,7 @@ class Obedience:
         orders: Orders,
         replicas: Replicas,
         problems: Problems,
+        disk: DiskThreads,
     ) -> None:
         self.orders = orders
         #: Another agent has this node's name: nothing is obeyed meanwhile.
@@ -52,7 +55,9 @@ class Obedience:
         self._files = files
         self._replicas = replicas
         self._problems = problems
+        self._disk = disk
         self._pending: dict[str, str | None] = {}
+        self._remembered: Remembered | None = None
         self._resync = False
         self._woken = asyncio.Event()
 
@@ -93,7 +98,15 @@ class Obedience:
             else:
                 await self._obey(replica, raw, floor)
         if self.orders is not before:
-            await asyncio.to_thread(self._files.keep_orders, self.orders)
+            await self._disk.do("orders", self._files.keep_orders, self.orders)
+        await self._remember(anew=self.orders is not before)
+
+    async def _remember(self, *, anew: bool) -> None:
+        """Which store it was, and how far it was: an agent that starts later can tell when that has lost its memory."""
+        known, seen = self._remembered, self._watcher.remembered
+        if seen is not None and (anew or known is None or known.incarnation != seen.incarnation) and seen != known:
+            self._remembered = seen
+            await self._disk.do("store", self._files.remember_store, seen)
 
     def resume(self) -> None:
         self.suspended = False
@@ -107,7 +120,7 @@ class Obedience:
             for replica in self._replicas.owners
             if replica not in self._watcher.snapshot.placements and replica not in self._pending
         ]
-        if gone and self._watcher.reachable and not self._watcher.emptied:
+        if gone and self._watcher.reachable and self._watcher.doubt is None:
             self._pending.update(dict.fromkeys(gone))
             self._woken.set()
 
@@ -140,7 +153,8 @@ class Obedience:
             return
         self._problems.set(f"placement:{replica}", None)
         owner = self._replicas.owners.get(replica)
-        if owner is not None and owner.placement == placement:
+        # Signed anew by another key it says the same, and is kept all the same: the old key will be gone one day.
+        if owner is not None and owner.placement == placement and owner.signed == signed:
             return
         self.orders = self.orders.obeyed(placement)
         log.info(

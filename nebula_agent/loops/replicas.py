@@ -7,7 +7,7 @@ import structlog
 
 from nebula_agent.adapters.gpus import Holder
 from nebula_agent.adapters.node_files import KeptReplica
-from nebula_agent.loops.context import Context
+from nebula_agent.loops.context import Context, replica_lane
 from nebula_agent.loops.replica_owner import ReplicaOwner
 from nebula_core.records.placement import Placement, SignedPlacement
 from nebula_core.records.replica import Phase, ReplicaStatus
@@ -31,7 +31,7 @@ class Replicas:
 
     async def adopt_all(self) -> None:
         """Finds the replicas kept on disk, with their engines, and ends what is ours and known to nobody."""
-        kept = await asyncio.to_thread(self._context.files.all_replicas)
+        kept = await self._context.disk.do("replicas", self._context.files.all_replicas)
         for replica, record in kept.items():
             try:
                 placement = Placement.from_json(record.placement.payload)
@@ -40,10 +40,21 @@ class Replicas:
                 continue
             owner = self._make(record, placement)
             await owner.adopt()
-        epochs = {record.started.engine_epoch for record in kept.values() if record.started is not None}
+        epochs = await self.end_strays()
+        await self._context.processes.forget_others(epochs)
+
+    async def end_strays(self) -> set[str]:
+        """Ends processes that are ours and belong to no start that is written down; the epochs of those that are.
+
+        Not while a start is under way: it is written down only when it has a pid.
+        """
+        epochs = {owner.started.engine_epoch for owner in self._owners.values() if owner.started is not None}
+        if any(owner.starting for owner in self._owners.values()):
+            return epochs
         for stray in await self._context.processes.strays(epochs):
             log.warning("stray_engine", pid=stray.pid, marker=stray.marker, action_taken="stopped")
             await self._context.processes.stop(stray, term_seconds=1.0)
+        return epochs
 
     def start_all(self) -> None:
         for owner in self._owners.values():
@@ -56,7 +67,7 @@ class Replicas:
             await owner.obey(placement, signed)
             return
         record = KeptReplica(replica=placement.replica, placement=signed)
-        await asyncio.to_thread(self._context.files.keep_replica, record)
+        await self._context.disk.do(replica_lane(record.replica), self._context.files.keep_replica, record)
         self._start(self._make(record, placement))
         self._context.changed()
 
@@ -70,7 +81,7 @@ class Replicas:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await asyncio.to_thread(self._context.files.forget_replica, replica)
+        await self._context.disk.do(replica_lane(replica), self._context.files.forget_replica, replica)
         self._context.changed()
         log.info("replica_forgotten", replica=replica)
         return True
@@ -85,6 +96,10 @@ class Replicas:
         await self._end_tasks()
         for owner in self._owners.values():
             owner.let_go()
+
+    def pinned_models(self) -> frozenset[str]:
+        """Entries of the model cache that a replica runs, or would be started from again."""
+        return frozenset(name for owner in self.owners.values() for name in owner.pinned_models)
 
     def statuses(self, now: float) -> tuple[ReplicaStatus, ...]:
         return tuple(self._owners[replica].status(now) for replica in sorted(self._owners))

@@ -13,10 +13,12 @@ import structlog
 from nebula_agent.adapters.host import Host
 from nebula_agent.decisions.reporting import compact, is_full_due
 from nebula_agent.loops.context import Context
+from nebula_agent.loops.discovery import Discovery
 from nebula_agent.loops.obedience import Obedience
 from nebula_agent.loops.replicas import Replicas
 from nebula_core.errors import NebulaError
-from nebula_core.records.report import NodeReport
+from nebula_core.records.report import NodeReport, Problem
+from nebula_core.records.sample import HostSample
 from nebula_core.runtime.processes import NotifySocket
 from nebula_core.store.store import Store
 
@@ -30,6 +32,8 @@ PUBLISH_SECONDS = 2.0
 REPORT_TTL_SECONDS = 10.0
 #: `/healthz` says stuck when no tick came through for so long.
 STUCK_SECONDS = 10.0
+#: What waits so long for the data folder's disk is told.
+DISK_SILENT_SECONDS = 5.0
 
 
 class Reporter:
@@ -43,6 +47,7 @@ class Reporter:
         notify: NotifySocket,
         *,
         simulated: bool,
+        discovery: Discovery | None = None,
     ) -> None:
         self.last: NodeReport | None = None
         #: Another agent has this node's name: this one is silent.
@@ -54,6 +59,7 @@ class Reporter:
         self._host = host
         self._notify = notify
         self._simulated = simulated
+        self._discovery = discovery
         self._sequence = 0
         self._published: NodeReport | None = None
         self._full_at: float | None = None
@@ -93,7 +99,7 @@ class Reporter:
         """Makes a report and publishes it, whole or compact."""
         self._obedience.look_again()
         now = self._context.clock.monotonic()
-        report = self.make(now, leaving=leaving)
+        report = self._make(await self._host.sample(now), now, leaving=leaving)
         self.last = report
         if self.suspended:
             return
@@ -101,7 +107,7 @@ class Reporter:
         try:
             async with asyncio.timeout(PUBLISH_SECONDS):
                 if full:
-                    await self._store.publish_report(report, REPORT_TTL_SECONDS)
+                    await self._store.publish_report(report, REPORT_TTL_SECONDS, compact=compact(report))
                 else:
                     await self._store.publish_delta(compact(report))
         except (NebulaError, TimeoutError) as error:
@@ -117,9 +123,11 @@ class Reporter:
         if full:
             self._published, self._full_at = report, now
 
-    def make(self, now: float, *, leaving: bool = False) -> NodeReport:
+    def _make(self, host: HostSample, now: float, *, leaving: bool) -> NodeReport:
         """The report of this moment."""
         context = self._context
+        silent = context.disk.waiting_seconds() >= DISK_SILENT_SECONDS
+        context.problems.set("disk", _disk_silent(context) if silent else None)
         self._sequence += 1
         return NodeReport(
             node=context.settings.node,
@@ -128,11 +136,29 @@ class Reporter:
             agent_pid=os.getpid(),
             version=context.version,
             at=context.clock.wall(),
-            host=self._host.sample(now),
+            host=host,
             gpus=context.gpus.samples,
-            replicas=self._replicas.statuses(now),
+            replicas=(
+                *self._replicas.statuses(now),
+                *(() if self._discovery is None else self._discovery.statuses()),
+            ),
             problems=(*context.gpus.problems, *context.problems.all()),
             max_epoch=self._obedience.orders.max_epoch,
             simulated=self._simulated,
+            images=None if context.images is None else context.images.reported(),
+            pulls=() if context.images is None else context.images.pulls(),
+            models=None if context.models is None else context.models.reported(),
+            fetches=() if context.models is None else context.models.fetches(),
+            model_cache=None if context.models is None else context.models.facts(),
             leaving=leaving,
         )
+
+
+def _disk_silent(context: Context) -> Problem:
+    folder = context.files.directory
+    return Problem(
+        code="disk_silent",
+        message=f"the disk of {folder} does not answer: engines go on, new orders wait for it",
+        severity="crit",
+        hint=f"Look at its mount and its server: findmnt -T {folder}",
+    )

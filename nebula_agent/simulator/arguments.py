@@ -18,6 +18,8 @@ class SimulatorSettings:
     host: str
     port: int
     names: tuple[str, ...]
+    #: Names of adapters: answered under, like the names above; nothing is loaded.
+    adapters: tuple[str, ...]
     preset_name: str
     preset: Preset
     limits: Limits
@@ -68,6 +70,7 @@ def parse_arguments(argv: Sequence[str], environment: Mapping[str, str] | None =
         host=given.host,
         port=given.port,
         names=names or ((given.model,) if given.model else ("sim",)),
+        adapters=tuple(module.partition("=")[0] for module in given.lora_modules),
         preset_name=given.preset,
         preset=preset,
         limits=Limits(
@@ -128,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-gpu-blocks", "--num-gpu-blocks-override", type=_positive)
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     add("--max-num-queued-reqs", type=int, default=None, help="open requests beyond this are turned away")
+    add("--enable-lora", action="store_true")
+    add("--lora-modules", nargs="*", default=[], metavar="NAME=SOURCE", help="adapters: names to answer under")
     add("--enable-auto-tool-choice", action="store_true")
     add("--runner", choices=("generate", "pooling"), default="generate")
     add("--seed", type=int, default=0)

@@ -1,6 +1,5 @@
 """Tokens to text as they come: whole characters only, stop strings cut out, nothing sent that may still be one."""
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,35 +15,45 @@ class TextDelta:
 
 
 class Detokenizer:
-    """The text of one sequence. The stop string itself is left out, unless it is to be included."""
+    """The text of one sequence. The stop string itself is left out, unless it is to be included.
+
+    As in vLLM a token gives all of its text or none: while the tokens so far end inside a character nothing of the
+    latest ones leaves. And as in vLLM the last `longest stop string - 1` characters always wait, unless stop strings are
+    included. Who resumes a stream relies on both (`nebula_proxy.decisions.resume`).
+    """
 
     def __init__(self, stops: Sequence[str] = (), *, include_stop: bool = False, keep_special: bool = False) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stop for stop in stops if stop)
         self._include_stop = include_stop
         self._keep_special = keep_special
+        self._longest = max(map(len, self._stops), default=1) - 1
+        self._pending = b""
+        #: The end of what has left, and what waits: a stop string may reach over both.
+        self._shown = ""
         self._held = ""
 
     def feed(self, tokens: Sequence[int], *, last: bool) -> TextDelta:
         """`last` lets go of all that was held back."""
         vocabulary = tokenizer()
-        data = b"".join(vocabulary.token_bytes(token, keep_special=self._keep_special) for token in tokens)
-        text = self._held + self._decoder.decode(data, last)
-        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        text = self._held
+        for token in tokens:
+            self._pending += vocabulary.token_bytes(token, keep_special=self._keep_special)
+            decoded = self._pending.decode("utf-8", "replace")
+            if not decoded.endswith("\N{REPLACEMENT CHARACTER}"):
+                text += decoded
+                self._pending = b""
+        if last and self._pending:
+            text += self._pending.decode("utf-8", "replace")
+            self._pending = b""
+        window = self._shown + text
+        found = [(at, stop) for stop in self._stops if (at := window.find(stop)) >= 0]
         if found:
             at, stop = min(found)
+            end = at + len(stop) if self._include_stop else at
             self._held = ""
-            return TextDelta(text[: at + len(stop)] if self._include_stop else text[:at], stop)
-        hold = 0 if last else self._undecided(text)
+            return TextDelta(window[len(self._shown) : end], stop)
+        hold = 0 if last or self._include_stop else min(self._longest, len(text))
         self._held = text[len(text) - hold :]
-        return TextDelta(text[: len(text) - hold])
-
-    def _undecided(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        ready = text[: len(text) - hold]
+        self._shown = (self._shown + ready)[-self._longest :] if self._longest else ""
+        return TextDelta(ready)

@@ -73,7 +73,8 @@ class _Server:
         )
         service = Service(
             client=self._client,
-            names=settings.names,
+            names=(*settings.names, *settings.adapters),
+            adapters=settings.adapters,
             max_model_len=settings.max_model_len,
             fingerprint=f"vllm-0.32.0-simulated-{os.urandom(4).hex()}",
             faults=settings.faults,

@@ -5,6 +5,8 @@ from typing import Any
 
 from nebula_agent.simulator.request_body import ApiError, invalid
 
+_SEEN_BY_NOBODY = frozenset({"image_url", "input_image", "image", "input_audio", "audio_url", "video_url"})
+_PLACEHOLDER = "<image>" * 8
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
@@ -58,4 +60,8 @@ def _part(part: Any, index: int) -> str:
     if isinstance(part, dict) and part.get("type") in {"text", "input_text", "output_text"}:
         return str(part.get("text", ""))
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind in _SEEN_BY_NOBODY:
+        return _PLACEHOLDER  # costs tokens as a picture does; nobody looks at it
+    if isinstance(part, dict) and kind in {"tool_use", "tool_result"}:
+        return json.dumps(part.get("input", part.get("content")))
     raise ApiError(400, f"Unknown part type: {kind}", param=f"messages.{index}.content")

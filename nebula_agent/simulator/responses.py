@@ -23,6 +23,7 @@ from nebula_agent.simulator.service import (
     now,
     reply_json,
 )
+from nebula_agent.simulator.structured import forced_tool_call, script_of, structured_text
 
 
 class ResponsesRequest:
@@ -38,17 +39,28 @@ class ResponsesRequest:
         messages = _messages(fields.required("input"))
         if self.instructions:
             messages.insert(0, {"role": "system", "content": self.instructions})
-        self.prompt = service.encode(render_chat(messages))
+        tools = _chat_tools(fields.items("tools") or [])
+        choice = body.get("tool_choice", "auto" if tools else "none")
+        if isinstance(choice, dict) and "function" not in choice:
+            choice = {"type": "function", "function": {"name": choice.get("name")}}
+        self.tools, self.tool_choice = body.get("tools") or [], body.get("tool_choice", "auto") if tools else "none"
+        self.call = forced_tool_call(Fields({"tools": tools, "tool_choice": choice}), auto_allowed=service.auto_tools)
+        self.call_id = new_id("call_")
+        wanted = (fields.table("text") or {}).get("format")
+        shaped = (
+            self.call.arguments if self.call else structured_text(Fields({"response_format": _chat_format(wanted)}))
+        )
+        self.prompt = service.encode(render_chat(messages, tools=tools))
         self.room = check_lengths(len(self.prompt), self.max_output_tokens, service.max_model_len)
         self.sampling = read_sampling(
             fields,
             max_tokens=self.room,
-            script=None,
+            script=None if shaped is None else script_of(shaped),
             fault=read_fault(fields, service.faults, allowed=service.allow_request_faults),
             logprobs=None,
         )
         self.response_id = new_id("resp_")
-        self.message_id = new_id("msg_")
+        self.message_id = new_id("fc_" if self.call else "msg_")
         self._created = now()
         self._metadata = fields.table("metadata")
         top_p = fields.number("top_p")
@@ -69,8 +81,8 @@ class ResponsesRequest:
             "output": [self.item(text)] if text is not None else [],
             "parallel_tool_calls": True,
             "temperature": self.sampling.temperature,
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": self.tool_choice,
+            "tools": self.tools,
             "top_p": self._top_p,
             "background": False,
             "max_output_tokens": self.room if self.max_output_tokens is None else self.max_output_tokens,
@@ -94,6 +106,15 @@ class ResponsesRequest:
         }
 
     def item(self, text: str | None) -> dict[str, Any]:
+        if self.call is not None:
+            return {
+                "arguments": text or "",
+                "call_id": self.call_id,
+                "name": self.call.name,
+                "type": "function_call",
+                "id": self.message_id,
+                "status": "in_progress" if text is None else "completed",
+            }
         return {
             "id": self.message_id,
             "content": [] if text is None else [part(text)],
@@ -135,10 +156,30 @@ def _messages(given: object) -> list[Any]:
         for item in given:
             if isinstance(item, dict) and item.get("type", "message") == "message":
                 messages.append({"role": item.get("role"), "content": item.get("content")})
-            elif isinstance(item, dict):
+            elif isinstance(item, dict) and item.get("type") == "function_call":
+                messages.append({"role": "assistant", "content": None, "tool_calls": [item]})
+            elif isinstance(item, dict) and item.get("type") == "function_call_output":
+                messages.append({"role": "tool", "content": item.get("output")})
+            elif isinstance(item, dict) and item.get("type") != "reasoning":
                 raise ApiError(400, f"input items of type {item.get('type')} are not simulated", param="input")
         return messages
     raise invalid("string_type", "body.input", "Input should be a valid string", given)
+
+
+def _chat_tools(tools: list[Any]) -> list[Any]:
+    """Tools as a chat has them: what a function is stands one level deeper there."""
+    return [
+        {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+        if isinstance(tool, dict) and tool.get("type") == "function"
+        else tool
+        for tool in tools
+    ]
+
+
+def _chat_format(wanted: Any) -> Any:
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": {name: value for name, value in wanted.items() if name != "type"}}
+    return wanted if isinstance(wanted, dict) else None
 
 
 async def create(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
@@ -184,10 +225,17 @@ class _Events:
             self._event("response.created", begun),
             self._event("response.in_progress", begun),
             self._event("response.output_item.added", {"item": request.item(None), "output_index": 0}),
-            self._event("response.content_part.added", {**self._place(), "part": part("", [])}),
+            *(
+                []
+                if request.call
+                else [self._event("response.content_part.added", {**self._place(), "part": part("", [])})]
+            ),
         ]
 
     def delta(self, text: str) -> bytes:
+        if self._request.call is not None:
+            at = {"item_id": self._request.message_id, "output_index": 0}
+            return self._event("response.function_call_arguments.delta", {"delta": text, **at})
         return self._event(
             "response.output_text.delta",
             {
@@ -201,15 +249,26 @@ class _Events:
 
     def closing(self, text: str, generated: int, finish_reason: str) -> list[bytes]:
         request = self._request
-        done = {
-            "content_index": 0,
-            "item_id": request.message_id,
-            "logprobs": [],
-            "output_index": 0,
-        }
+        if request.call is not None:
+            at = {"item_id": request.message_id, "output_index": 0}
+            first = [
+                self._event(
+                    "response.function_call_arguments.done", {"arguments": text, "name": request.call.name, **at}
+                )
+            ]
+        else:
+            done = {
+                "content_index": 0,
+                "item_id": request.message_id,
+                "logprobs": [],
+                "output_index": 0,
+            }
+            first = [
+                self._event("response.output_text.done", done, tail={"text": text}),
+                self._event("response.content_part.done", {**self._place(), "part": part(text)}),
+            ]
         return [
-            self._event("response.output_text.done", done, tail={"text": text}),
-            self._event("response.content_part.done", {**self._place(), "part": part(text)}),
+            *first,
             self._event("response.output_item.done", {"item": request.item(text), "output_index": 0}),
             self._event("response.completed", {"response": request.response(text, generated, finish_reason)}),
         ]

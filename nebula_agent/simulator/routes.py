@@ -181,7 +181,7 @@ class Routes:
             "created": self._started,
             "owned_by": "nebula-simulator",
             "root": name,
-            "parent": None,
+            "parent": self._service.names[0] if name in self._service.adapters else None,
             "max_model_len": self._service.max_model_len,
             "permission": [permission],
         }

@@ -26,6 +26,7 @@ class Service:
 
     client: EngineClient
     names: tuple[str, ...]
+    adapters: tuple[str, ...]
     max_model_len: int
     fingerprint: str
     faults: Faults

@@ -1,16 +1,20 @@
 """When so much is gone at once that the planner is more likely wrong than the cluster: change nothing and say so.
 
-Two cases. *Nodes vanish together* (a switch reboots, the control process was cut off): more than half of the nodes
-that were there, or two of at most three, fall silent within one window. Replacing their replicas would pile the
-whole load on the rest, and they usually come back as they were. The brake holds until most of them are back, or an
-operator accepts the loss. *Deployments vanish together*, without anybody having deleted them (a store that lost
+Three cases. *The store lost its memory*, or the latest of it: what it says is no order. *Nodes vanish together* (a switch
+reboots, the control process was cut off): more than half of the nodes that were there, or two of at most three, fall silent
+within one window. Replacing their replicas would pile the whole load on the rest, and they usually come back as they
+were. The brake holds until most of them are back, or an operator accepts the loss. *Deployments vanish together*, without anybody having deleted them (a store that lost
 writes): absence is no order, so their replicas stay.
 """
+
+from collections.abc import Sequence
 
 from nebula_core.planning.index import ClusterIndex, NodeFacts
 from nebula_core.planning.policy import PlanPolicy
 from nebula_core.records.placement import Placement, Wanted
+from nebula_core.records.plan import PlacementChange
 from nebula_core.records.snapshot import LOST_AFTER_SECONDS, ClusterSnapshot
+from nebula_core.records.store_memory import StoreDoubt
 
 
 def braked_nodes(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy, now: float) -> frozenset[str]:
@@ -37,8 +41,12 @@ def braked_nodes(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy,
 
 def why_braked(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy, now: float) -> str | None:
     """The reason to change nothing at all, or None."""
-    if policy.emptied:
-        return "the store came back empty; nothing is planned until an operator runs adopt or restore"
+    if policy.doubt is not None:
+        how = "came back empty" if policy.doubt is StoreDoubt.EMPTIED else "came back older than it was"
+        return (
+            f"the store {how}; nothing is planned until that is settled: `nebula adopt --store` shows what runs and writes "
+            "it back, or put the store's own files back"
+        )
     nodes = braked_nodes(view, index, policy, now)
     if nodes:
         known = sum(1 for facts in index.nodes.values() if facts.known)
@@ -47,6 +55,17 @@ def why_braked(view: ClusterSnapshot, index: ClusterIndex, policy: PlanPolicy, n
             "nothing is changed until most are back or the loss is accepted"
         )
     return _vanished_deployments(view, index, policy)
+
+
+def allowed_yet(changes: Sequence[PlacementChange], policy: PlanPolicy, now: float) -> tuple[PlacementChange, ...]:
+    """What a leader may do that has just begun to listen: nothing that takes anything away.
+
+    The store may be an older copy of itself, and it takes a second or two until those who have seen more say so.
+    """
+    since = policy.memory.listening_since
+    if since is not None and now - since >= policy.listen_seconds:
+        return tuple(changes)
+    return tuple(one for one in changes if one.placement is not None and _runs(one.placement))
 
 
 def _should_run_something(node: NodeFacts) -> bool:

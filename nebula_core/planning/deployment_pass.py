@@ -8,15 +8,16 @@ from nebula_core.planning.autoscale import wanted_replicas
 from nebula_core.planning.drain import may_stop
 from nebula_core.planning.index import ReplicaFacts
 from nebula_core.planning.place import Chooser, Placed, Rejected, Request
-from nebula_core.planning.revision import outdated
+from nebula_core.planning.revision import outdated, spec_difference, spec_of_generation
 from nebula_core.planning.rooms import Room
 from nebula_core.planning.shared import Shared
 from nebula_core.planning.standing import how_it_is, must_leave, worth
-from nebula_core.records.deployment import Deployment
+from nebula_core.records.adoption import Adoption, AdoptTarget
+from nebula_core.records.deployment import Deployment, DeploymentSpec
 from nebula_core.records.ids import replica_id
 from nebula_core.records.placement import Placement, Wanted
 from nebula_core.records.plan import Bucket, PlacementChange, PlanEntry, Unplaceable
-from nebula_core.records.replica import Phase
+from nebula_core.records.replica import Phase, ReplicaStatus
 from nebula_core.records.snapshot import NodeState
 
 
@@ -35,6 +36,8 @@ class DeploymentPass:
         self._leaving: list[ReplicaFacts] = []
         self._retired: set[str] = set()
         self._started: list[str] = []
+        #: Given to replicas that start in this pass.
+        self._addresses: set[str] = set()
         self._next_ordinal: int | None = None
         for facts in shared.index.replicas_of(name):
             self._sort(facts)
@@ -148,6 +151,9 @@ class DeploymentPass:
         missing = self.wanted - self.present
         if missing <= 0:
             return
+        for adoption in self._adoptions()[:missing]:
+            self._take_in(adoption)
+            missing -= 1
         chooser = self._chooser(self._shared.rooms)
         for placed_before in range(missing):
             found = chooser.choose()
@@ -155,6 +161,39 @@ class DeploymentPass:
                 self._block(missing - placed_before, found)
                 return
             self._start(chooser, found, self._why_missing())
+
+    def _adoptions(self) -> list[Adoption]:
+        """Engines started by hand that an operator wants here, that still run, and that no replica stands for yet."""
+        deployment = self._deployment
+        if deployment is None or not deployment.adoptions:
+            return []
+        everyone = [*self._good, *self._lost, *self._leaving, *(facts for facts, _ in self._outgoing)]
+        taken = {facts.placement.adopt.found for facts in everyone if facts.placement.adopt is not None}
+        found: list[Adoption] = []
+        for adoption in deployment.adoptions:
+            node = self._shared.index.nodes.get(adoption.node)
+            status = None if node is None or node.lost else node.statuses.get(adoption.target.found)
+            then = spec_of_generation(deployment, adoption.generation)
+            if status is None or status.managed or adoption.target.found in taken:
+                continue
+            if not _same_start(status, adoption.target):
+                # A container has one id for all of its starts, and the order was about one of them.
+                continue
+            if spec_difference(then, deployment.spec) is None:
+                found.append(adoption)
+        return found
+
+    def _take_in(self, adoption: Adoption) -> None:
+        deployment = self._deployment
+        if deployment is None:
+            raise ValueError(f"deployment {self.name} is gone: it takes nothing in")
+        replica, target = self._new_id(), adoption.target
+        self._started.append(replica)
+        placement = self._placement(
+            deployment, replica, adoption.node, adoption.gpus, f"takes in {target.found}, as it runs", adopt=target
+        )
+        what = f"takes in {target.found} (pid {target.pid} on {adoption.node}) as {replica}; nothing is restarted"
+        self._place(placement, what, what)
 
     def _why_missing(self) -> str:
         if self._lost:
@@ -185,31 +224,61 @@ class DeploymentPass:
         self._shared.given.append((found.node, found.gpus, replica))
         self._started.append(replica)
         where = f" [{','.join(map(str, found.indexes))}]" if found.indexes else ""
-        placement = Placement(
+        address = self._free_address(deployment.spec)
+        placement = self._placement(
+            deployment, replica, found.node, found.gpus, f"{why}; {found.reason}", address=address
+        )
+        if address is not None:
+            self._addresses.add(address)
+        self._place(placement, f"starts {replica} on {found.node}{where}", f"{why}: placed, {found.reason}")
+
+    def _placement(
+        self,
+        deployment: Deployment,
+        replica: str,
+        node: str,
+        gpus: tuple[str, ...],
+        reason: str,
+        *,
+        adopt: AdoptTarget | None = None,
+        address: str | None = None,
+    ) -> Placement:
+        return Placement(
             replica=replica,
             deployment=self.name,
-            node=found.node,
-            gpus=found.gpus,
+            node=node,
+            gpus=gpus,
             generation=deployment.generation,
             restart_nonce=deployment.restart_nonce,
             spec=deployment.spec,
             epoch=self._shared.policy.epoch,
             revision=self._shared.view.revision,
-            reason=f"{why}; {found.reason}",
+            reason=reason,
+            adopt=adopt,
+            address=address,
         )
-        self.changes.append(
-            PlacementChange(replica=replica, placement=placement, reason=f"starts {replica} on {found.node}{where}")
-        )
+
+    def _place(self, placement: Placement, change: str, entry: str) -> None:
+        """Into the plan: what is written, and the line that says why."""
+        self.changes.append(PlacementChange(replica=placement.replica, placement=placement, reason=change))
         self.entries.append(
             PlanEntry(
                 bucket=Bucket.MISSING,
                 deployment=self.name,
-                replica=replica,
-                node=found.node,
-                gpus=found.gpus,
-                reason=f"{why}: placed, {found.reason}",
+                replica=placement.replica,
+                node=placement.node,
+                gpus=placement.gpus,
+                reason=entry,
             )
         )
+
+    def _free_address(self, spec: DeploymentSpec) -> str | None:
+        """Of an external engine's addresses one that no replica stands for, else one whose replica is on its way out."""
+        stay = {facts.placement.address for facts in self._good} | self._addresses
+        going = {facts.placement.address for facts in (*self._leaving, *self._lost)}
+        going |= {facts.placement.address for facts, _ in self._outgoing}
+        free = [address for address in spec.addresses if address not in stay]
+        return min(free, key=lambda address: address in going, default=None)
 
     def _new_id(self) -> str:
         index = self._shared.index
@@ -372,3 +441,9 @@ class DeploymentPass:
                 reason=reason,
             )
         )
+
+
+def _same_start(status: ReplicaStatus, target: AdoptTarget) -> bool:
+    """Whether what runs under the id that an order names is still the process it was about."""
+    born = None if status.found is None else status.found.pid_born
+    return status.pid == target.pid and born is not None and abs(born - target.pid_born) < 1.0

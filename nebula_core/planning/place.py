@@ -2,8 +2,8 @@
 
 *Feasible*: the node answers and is open, carries the labels, can run the engine, and has the GPUs free (or a CPU
 slot, for engines without a GPU). *Best*: with `spread`, the node with the fewest replicas of the same deployment;
-among equals the one that will be left with the fewest free GPUs, so that large blocks stay whole for large models;
-then one whose free GPUs stand side by side; then the name, so that the same view always gives the same answer.
+among equals one that has the model on its disk (`prefer_cached`); then the one that will be left with the fewest free
+GPUs, so that large blocks stay whole for large models; then one whose free GPUs stand side by side; then the name, so that the same view always gives the same answer.
 
 A `Chooser` answers for many replicas of one deployment in turn: it sorts the nodes once and afterwards re-weighs
 only the node it has just used, so ten thousand replicas over a thousand nodes stay cheap.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from nebula_core.planning.rooms import GIB, GpuRoom, Room, held_by
 from nebula_core.records.deployment import DeploymentSpec
+from nebula_core.records.model_source import SourceKind, sources_of
 from nebula_core.records.plan import NodeVerdict
 
 #: Verdicts a plan carries for one unplaceable replica.
@@ -57,7 +58,8 @@ class Chooser:
         self._request = request
         self._rooms = rooms
         self._neighbours = dict(request.neighbours)
-        self._heap: list[tuple[tuple[int, int, int, str], str]] = []
+        self._cached = _nodes_with(request.spec, rooms)
+        self._heap: list[tuple[tuple[int, int, int, int, str], str]] = []
         for name, room in rooms.items():
             if fits(room, request.spec):
                 self._heap.append((self._cost(room), name))
@@ -87,20 +89,22 @@ class Chooser:
         self._rooms[placed.node] = self._rooms[placed.node].taken(placed.gpus, replica)
         self._neighbours[placed.node] = self._neighbours.get(placed.node, 0) + 1
 
-    def _cost(self, room: Room) -> tuple[int, int, int, str]:
+    def _cost(self, room: Room) -> tuple[int, int, int, int, str]:
         spec = self._request.spec
         crowd = self._neighbours.get(room.node.name, 0) if spec.placement.spread else 0
+        absent = 0 if room.node.name in self._cached else 1
         count = gpus_of(spec)
         if count == 0:
-            return (crowd, room.cpu_used, 0, room.node.name)
+            return (crowd, absent, room.cpu_used, 0, room.node.name)
         broken = 0 if count == 1 or _is_block(choose_gpus(fitting(room, spec), count)) else 1
-        return (crowd, len(room.free), broken, room.node.name)
+        return (crowd, absent, len(room.free), broken, room.node.name)
 
     def _why(self, node: str) -> str:
         others = self._neighbours.get(node, 0)
+        model = ", has its model on disk" if node in self._cached else ""
         if not self._request.spec.placement.spread:
-            return "fullest node that fits"
-        return "no other replica of it there" if others == 0 else f"fewest others of it there ({others})"
+            return f"fullest node that fits{model}"
+        return f"{'no other replica of it there' if others == 0 else f'fewest others of it there ({others})'}{model}"
 
     def _rejected(self) -> Rejected:
         spec = self._request.spec
@@ -112,6 +116,20 @@ class Chooser:
             for _, name in nearest
         )
         return Rejected(f"needs {needs(spec)}; nearest is {verdicts[0].node}: {verdicts[0].reason}", verdicts)
+
+
+def _nodes_with(spec: DeploymentSpec, rooms: Mapping[str, Room]) -> frozenset[str]:
+    """Nodes that say they have the whole model; none where that is not to count, or there is nothing to fetch."""
+    source = next((each for each in sources_of(spec) if each.text == spec.source), None)
+    if not spec.placement.prefer_cached or source is None or source.kind is SourceKind.PATH:
+        return frozenset()
+    # By its id: the same repository is another model for an engine that loads another form of its weights.
+    return frozenset(
+        name
+        for name, room in rooms.items()
+        if room.facts.received is not None
+        and any(one.id == source.id and one.complete for one in room.facts.received.report.models or ())
+    )
 
 
 def gpus_of(spec: DeploymentSpec) -> int:

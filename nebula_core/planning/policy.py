@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nebula_core.records.base import frozen_map
+from nebula_core.records.store_memory import StoreDoubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class PlanPolicy:
     vanished_ratio: float = 0.3
     #: A `stop` the agent never answers, and does not report any more, is done after so long.
     forgotten_after_seconds: float = 10.0
-    #: The store came back empty: absence is no order.
-    emptied: bool = False
+    #: The store lost its memory, or the latest of it: absence is no order.
+    doubt: StoreDoubt | None = None
+    #: A leader that knows nothing yet takes nothing away for so long: those who remember more must be heard first.
+    listen_seconds: float = 3.0
     memory: Memory = field(default_factory=Memory)

@@ -15,6 +15,8 @@ class Gpu(Record):
     memory_total_bytes: int | None = None
     vendor: str = "nvidia"
     simulated: bool = False
+    #: The card this is a part of (MIG), by its id; None is a whole card.
+    parent: GpuId | None = None
 
 
 class Node(Record):

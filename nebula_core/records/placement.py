@@ -9,9 +9,14 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from nebula_core.records.adoption import AdoptTarget
 from nebula_core.records.base import Record
 from nebula_core.records.deployment import DeploymentSpec
 from nebula_core.records.ids import DeploymentName, GpuId, NodeName, ReplicaId
+
+#: The store's scripts count in doubles. No cluster comes near these, so a report above one is broken or forged.
+HIGHEST_CREDIBLE_EPOCH = 1 << 40
+HIGHEST_CREDIBLE_REVISION = 1 << 50
 
 
 class Wanted(StrEnum):
@@ -36,6 +41,10 @@ class Placement(Record):
     epoch: int = Field(ge=0)
     revision: int = Field(ge=0)
     reason: str = ""
+    #: For an external engine: the one of its deployment's addresses that this replica stands for.
+    address: str | None = None
+    #: It begins with an engine that runs already, and is not started; when that ends, it is started as `spec` says.
+    adopt: AdoptTarget | None = None
 
     @property
     def order(self) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from nebula_core.records.base import Record
+from nebula_core.records.engine_health import EngineHealth, MetricsSchema
+from nebula_core.records.found import FoundEngine
 from nebula_core.records.ids import DeploymentName, GpuId, NodeName, ReplicaId
 from nebula_core.records.sample import EngineSample
 
@@ -59,6 +61,8 @@ class EndpointAddress(Record):
     port: int
     #: `nebula_core.security.sealing`: base64; None when the engine takes no key.
     sealed_key: str | None = None
+    #: What the engine calls the model, where that is not the name clients send; None: the same.
+    served_model: str | None = None
 
 
 class ReplicaStatus(Record):
@@ -74,6 +78,8 @@ class ReplicaStatus(Record):
     engine_version: str | None = None
     runtime: str
     image: str | None = None
+    #: What the registry calls the content that runs.
+    image_digest: str | None = None
     phase: Phase
     phase_reason: str | None = None
     #: Seconds in this phase when the report was made: an age, so that no clocks are compared.
@@ -97,5 +103,14 @@ class ReplicaStatus(Record):
     sample: EngineSample | None = None
     #: Age of `sample` in seconds when the report was made.
     sample_age_seconds: float | None = None
-    #: First and last lines of the last failure, cleaned for a terminal.
+    #: Last lines of the last failure, cleaned for a terminal.
     failure_log: tuple[str, ...] = ()
+    #: The first failure since it last ran well: often the cause, while later ones are its consequences.
+    first_failure_reason: str | None = None
+    first_failure_log: tuple[str, ...] = ()
+    #: Where on its node the evidence of the last hang lies; None: there was none.
+    evidence: str | None = None
+    health: EngineHealth | None = None
+    metrics_schema: MetricsSchema | None = None
+    #: Of an engine that nobody ordered (`managed` is false): what it is, and how it would be taken in.
+    found: FoundEngine | None = None

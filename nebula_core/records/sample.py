@@ -11,6 +11,11 @@ class GpuProcess(Record):
     name: str | None = None
     memory_used_bytes: int | None = None
     replica: str | None = None
+    user: str | None = None
+    #: The container it runs in (its name, else the beginning of its id); None: in none, or nobody can tell.
+    container: str | None = None
+    #: It was started by this node's agent and no replica owns it any more.
+    orphan: bool = False
 
 
 class GpuSample(Record):
@@ -28,6 +33,29 @@ class GpuSample(Record):
     processes: tuple[GpuProcess, ...] = ()
     #: Why nothing may be placed here ("Xid 79: fell off the bus"); None is healthy.
     fault: str | None = None
+    memory_clock_mhz: int | None = None
+    #: Why it runs slower than it could (`power_cap`, `hw_thermal`, …); None is unknown, empty is at full speed.
+    throttle_reasons: tuple[str, ...] | None = None
+    #: ECC errors since the driver was loaded, and over the life of the card.
+    ecc_corrected_total: int | None = None
+    ecc_uncorrected_total: int | None = None
+    ecc_uncorrected_lifetime_total: int | None = None
+    #: A memory row waits for a reset of the card to be remapped.
+    row_remap_pending: bool | None = None
+    #: PCIe link now, and what card and slot could do together.
+    pcie_generation: int | None = None
+    pcie_generation_max: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    pcie_receive_bytes_per_second: float | None = None
+    pcie_send_bytes_per_second: float | None = None
+    nvlinks_active: int | None = None
+    nvlinks_total: int | None = None
+    nvlink_errors_total: int | None = None
+    #: The latest Xid the kernel reported for it in this boot.
+    xid: int | None = None
+    #: Memory in use that no process explains.
+    memory_unexplained_bytes: int | None = None
 
 
 class HostSample(Record):
@@ -50,7 +78,14 @@ class EngineSample(Record):
 
     requests_running: int | None = None
     requests_waiting: int | None = None
+    #: Of the fullest rank where there are several: that one preempts next.
     kv_cache_usage: float | None = None
+    #: The mean over the ranks; None where there is one.
+    kv_cache_usage_mean: float | None = None
+    #: Data-parallel ranks behind this address; None is one.
+    engine_ranks: int | None = None
+    #: How many requests it can run at once, where it says so (llama.cpp): its measure of fullness without a KV figure.
+    slots_total: int | None = None
     kv_cache_tokens: int | None = None
     prompt_tokens_total: float | None = None
     generation_tokens_total: float | None = None

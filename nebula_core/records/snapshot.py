@@ -12,12 +12,13 @@ from enum import StrEnum
 
 from nebula_core.records.access import ApiKey
 from nebula_core.records.base import frozen_map, revised
+from nebula_core.records.compact import NodeDelta, ReplicaDelta
 from nebula_core.records.deployment import Deployment
 from nebula_core.records.event import Change, ChangeKind
 from nebula_core.records.node import Node, NodeIntent
 from nebula_core.records.placement import Placement, SignedPlacement
 from nebula_core.records.replica import Phase, ReplicaStatus
-from nebula_core.records.report import NodeDelta, NodeReport, ProxyReport, ReplicaDelta
+from nebula_core.records.report import NodeReport, ProxyReport
 
 #: GOALS R5: a silent node is suspect after 2 s and lost after 10 s.
 SUSPECT_AFTER_SECONDS = 2.0
@@ -197,7 +198,7 @@ def fold(report: NodeReport, delta: NodeDelta) -> NodeReport:
         )
     by_id = {replica.id: replica for replica in delta.replicas}
     replicas = tuple(
-        status if (news := by_id.get(status.id)) is None else _fold_replica(status, news) for status in report.replicas
+        status if (news := by_id.get(status.id)) is None else fold_replica(status, news) for status in report.replicas
     )
     host = report.host if delta.cpu is None else revised(report.host, {"cpu_ratio": delta.cpu})
     return revised(report, {"gpus": gpus, "replicas": replicas, "host": host, "sequence": delta.sequence})
@@ -206,7 +207,8 @@ def fold(report: NodeReport, delta: NodeDelta) -> NodeReport:
 _PHASES = frozenset(phase.value for phase in Phase)
 
 
-def _fold_replica(status: ReplicaStatus, news: ReplicaDelta) -> ReplicaStatus:
+def fold_replica(status: ReplicaStatus, news: ReplicaDelta) -> ReplicaStatus:
+    """One replica with the figures of one second in place of its own."""
     # A phase of a newer version waits for the next full report; the figures need not.
     phase = Phase(news.phase) if news.phase in _PHASES else status.phase
     update: dict[str, object] = {"phase": phase}

@@ -7,14 +7,28 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import Field
 
+from nebula_core.records.access import KeyLimits
 from nebula_core.records.base import Record
+from nebula_core.records.command import CommandArgument, CommandState
 from nebula_core.records.deployment import DeploymentSpec
+from nebula_core.records.engine_health import EngineHealth, MetricsSchema
 from nebula_core.records.event import Event
+from nebula_core.records.found import FoundEngine
+from nebula_core.records.inflight import RequestPhase
 from nebula_core.records.node import DrainIntent
-from nebula_core.records.plan import Plan
+from nebula_core.records.plan import Plan, PlannedFetch
 from nebula_core.records.replica import EndpointAddress, Phase
-from nebula_core.records.report import ModelTraffic, Problem
+from nebula_core.records.report import (
+    CachedModel,
+    ImagePull,
+    ModelCacheFacts,
+    ModelFetch,
+    ModelTraffic,
+    NodeImage,
+    Problem,
+)
 from nebula_core.records.sample import EngineSample, GpuSample, HostSample
+from nebula_core.records.store_memory import StoreDoubt
 
 Item = TypeVar("Item")
 
@@ -93,6 +107,13 @@ class ReplicaView(Record):
     sample_age_seconds: float | None = None
     load_seconds: float | None = None
     failure_log: tuple[str, ...] = ()
+    first_failure_reason: str | None = None
+    first_failure_log: tuple[str, ...] = ()
+    evidence: str | None = None
+    health: EngineHealth | None = None
+    metrics_schema: MetricsSchema | None = None
+    #: Of an unmanaged engine: what it is, and whether it can be taken in.
+    found: FoundEngine | None = None
     #: Proxies that put it out of routing, with their reason.
     ejected: dict[str, str] = Field(default_factory=dict)
 
@@ -135,6 +156,8 @@ class ClusterView(Record):
     store_reachable: bool
     snapshot_age_seconds: float
     brake: str | None = None
+    #: The store came back empty or older than it was: changes are refused until that is settled (`nebula adopt --store`).
+    store_doubt: StoreDoubt | None = None
     proxies: tuple[ProxyView, ...] = ()
     simulated: bool = False
     control_pid: int | None = None
@@ -151,7 +174,7 @@ class LeaderView(Record):
     brake: str | None = None
 
 
-class KeyView(Record):
+class KeyView(KeyLimits):
     """An API key without anything that could be used."""
 
     id: str
@@ -162,7 +185,6 @@ class KeyView(Record):
     created_by: str
     expires_at: float | None = None
     revoked: bool = False
-    max_inflight: int | None = None
 
 
 class NewKey(Record):
@@ -190,7 +212,112 @@ class PlanView(Record):
     #: The last ready replica of a model would go: dialogs ask for the name.
     last_ready: bool = False
     #: Seconds until new replicas are ready, from the latest loads of this deployment; None when never loaded.
+    #: What has to be fetched first comes before that.
     estimated_ready_seconds: float | None = None
+    #: What has to come to the nodes' disks first.
+    fetches: tuple[PlannedFetch, ...] = ()
+
+
+class AdoptedDeployment(Record):
+    name: str
+    generation: int
+    replicas: int
+
+
+class AdoptedReplica(Record):
+    id: str
+    node: str
+    deployment: str
+    #: What its order asks: run, drain, stop.
+    wanted: str
+
+
+class AdoptedKey(Record):
+    id: str
+    name: str
+    role: str
+    revoked: bool = False
+
+
+class AdoptNote(Record):
+    """Something to look at before a store is adopted. `object` is `kind/name`."""
+
+    object: str
+    message: str
+
+
+class StoreAdoptView(PlanView):
+    """What a store in doubt is given back; `plan` is what the planner does next."""
+
+    #: None: it is not in doubt, and nothing is written.
+    doubt: StoreDoubt | None = None
+    #: Whose word counts where the nodes have none, and its age.
+    base: str | None = None
+    base_age_seconds: float | None = None
+    deployments: tuple[AdoptedDeployment, ...] = ()
+    replicas: tuple[AdoptedReplica, ...] = ()
+    keys: tuple[AdoptedKey, ...] = ()
+    #: Nodes of which it is known what operators want: cordons, drains.
+    intents: tuple[str, ...] = ()
+    notes: tuple[AdoptNote, ...] = ()
+    #: They do not answer: what they hold is known only as far as the base knows it.
+    silent_nodes: tuple[str, ...] = ()
+    #: Of all the above; sent back with the order, nothing else is written than what was looked at.
+    digest: str | None = None
+
+
+class RequestView(Record):
+    """A request that is open (`state` is its phase) or has ended; what is not known of it is None."""
+
+    id: str
+    proxy: str
+    state: RequestPhase | Literal["ended"]
+    stalled: Literal["engine", "client"] | None = None
+    outcome: str | None = None
+    status: int | None = None
+    model: str | None = None
+    replica: str | None = None
+    path: str
+    stream: bool = False
+    key_id: str | None = None
+    key_name: str | None = None
+    client: str | None = None
+    #: Unix seconds of its arrival, of one that has ended.
+    at: float | None = None
+    #: Since its arrival; of one that has ended, the whole duration.
+    age_seconds: float | None = None
+    wait_seconds: float | None = None
+    ttft_seconds: float | None = None
+    silent_seconds: float | None = None
+    prompt_tokens: int | None = None
+    #: Of the answer; while it is open, events of the stream so far.
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    request_bytes: int | None = None
+    sent_bytes: int | None = None
+    attempts: int = 0
+    resumes: int = 0
+    kept_because: str | None = None
+    #: Cursor of a recorded one.
+    entry: str | None = None
+
+
+class RequestsPage(Record):
+    """What is open over all proxies, the oldest first, then what was recorded, the newest first."""
+
+    items: tuple[RequestView, ...] = ()
+    #: Cursor of older recorded ones.
+    next: str | None = None
+    #: Open in all proxies that answered, by phase; `shown` of them are known one by one, `stalled` counts those.
+    inflight: int = 0
+    waiting: int = 0
+    prefill: int = 0
+    streaming: int = 0
+    running: int = 0
+    stalled: int = 0
+    shown: int = 0
+    #: Proxies that did not answer.
+    silent: tuple[str, ...] = ()
 
 
 class LogLine(Record):
@@ -236,3 +363,53 @@ class ErrorBody(Record):
     param: str | None = None
     origin: Literal["nebula", "engine"] = "nebula"
     hint: str | None = None
+
+
+class OperationPart(Record):
+    """One node's share of a long piece of work."""
+
+    node: str
+    state: CommandState
+    message: str = ""
+    hint: str | None = None
+    #: 0..1; None is unknown.
+    progress: float | None = None
+    facts: dict[str, CommandArgument] = Field(default_factory=dict)
+
+
+class OperationView(Record):
+    """Work that takes its time: asked for by one call, carried out by nodes; kept for an hour."""
+
+    #: None: nothing was begun (`dry_run`).
+    id: str | None = None
+    kind: str
+    summary: str = ""
+    #: `running` while any part is under way; else `failed` when any part is, else `done`.
+    state: Literal["running", "done", "failed"] = "running"
+    #: The mean over its parts; None is unknown.
+    progress: float | None = None
+    by: str = ""
+    at: float | None = None
+    parts: tuple[OperationPart, ...] = ()
+    dry_run: bool = False
+
+
+class NodeCacheView(Record):
+    """The models on one node's disk, and those on their way there."""
+
+    node: str
+    #: Seconds since the node said so.
+    age_seconds: float | None = None
+    models: tuple[CachedModel, ...] = ()
+    fetches: tuple[ModelFetch, ...] = ()
+    room: ModelCacheFacts | None = None
+
+
+class NodeImagesView(Record):
+    """The images of one node, and those on their way there."""
+
+    node: str
+    #: Seconds since the node said so.
+    age_seconds: float | None = None
+    images: tuple[NodeImage, ...] = ()
+    pulls: tuple[ImagePull, ...] = ()

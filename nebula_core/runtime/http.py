@@ -22,9 +22,21 @@ from typing import NamedTuple, Protocol
 
 import httptools
 
+from nebula_core.runtime.outbox import Outbox
+
 Headers = list[tuple[bytes, bytes]]
 Address = tuple[str, int]
 
+#: No waiting for more to send; and a machine that was switched off is noticed in about 6 s, also where nothing is being
+#: sent (a long prompt, a slow answer): its kernel answers the probes as long as it lives, whatever its engine does.
+_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000),
+)
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 
@@ -52,7 +64,8 @@ class Failure(NamedTuple):
 class Sink(Protocol):
     """Who takes an answer. After `ended`, or a failure, nothing more comes."""
 
-    def response_started(self, status: int, headers: Headers) -> None: ...
+    def response_started(self, status: int, headers: Headers) -> "Sink | None":
+        """The head. What it returns takes all the rest in its place; None: it goes on itself."""
 
     def response_body(self, body: bytes, *, ended: bool) -> None: ...
 
@@ -130,7 +143,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Begins a request on this idle connection."""
         self._reset()
         self.sink = sink
-        self.transport.write(request)  # type: ignore[union-attr]
+        self._pool.outbox.write(self.transport, request)  # type: ignore[arg-type] # it is connected
 
     def data_received(self, data: bytes) -> None:
         sink = self.sink
@@ -146,9 +159,11 @@ class UpstreamConnection(asyncio.Protocol):
         if not self.begun:
             if self.head_ready:
                 self.begun = True
-                sink.response_started(self.status, self.headers)
+                taker = sink.response_started(self.status, self.headers)
                 if self.sink is not sink:
                     return  # cancelled from within
+                if taker is not None:
+                    self.sink = sink = taker
             elif self.malformed is None:
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD_BYTES:
@@ -307,6 +322,8 @@ class UpstreamClient:
     def __init__(
         self, *, connect_timeout_seconds: float = 1.0, idle_seconds: float = 4.0, max_idle_per_address: int = 256
     ) -> None:
+        #: For writes to engines and, where they are in one loop, to clients.
+        self.outbox = Outbox()
         self._connect_timeout = connect_timeout_seconds
         self._idle_seconds = idle_seconds
         self._max_idle = max_idle_per_address
@@ -328,7 +345,7 @@ class UpstreamClient:
     def request(self, address: Address, request: bytes, sink: Sink, *, fresh: bool = False) -> Call:
         """Sends `request` (head and body, framed) and pushes the answer to `sink`.
 
-        On a kept connection it is written at once; else a connection is made, within the connect timeout. `fresh`
+        On a kept connection it is written in this turn of the loop; else a connection is made, within the connect timeout. `fresh`
         asks for a new connection. The sink is never called before this returns.
         """
         loop = self._loop or self._bind()
@@ -367,7 +384,8 @@ class UpstreamClient:
             return
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for level, option, value in _OPTIONS:
+                raw.setsockopt(level, option, value)
         self._open.add(connection)
         dial.connected(connection)
         connection.send(request, sink)

@@ -7,11 +7,13 @@ signalled by its own pid together with its start time, so a recycled number neve
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,13 @@ class Child:
                 return status
         except TimeoutError:
             return None
+
+    def kill(self) -> None:
+        """It and its whole group, at once; reaped here or by `poll`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLL_SECONDS)
 
     def detach(self) -> None:
         """Leaves it running for good: without this, dropping the object while it runs is reported as a leak."""
@@ -267,6 +276,10 @@ class NotifySocket:
 
     def status(self, text: str) -> bool:
         return self._send(f"STATUS={_one_line(text)}")
+
+    def reloading(self) -> bool:
+        """`ready` follows when it is done."""
+        return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def watchdog(self) -> bool:
         return self._send("WATCHDOG=1")

@@ -10,33 +10,22 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nebula_core.errors import SettingsError
 
 _DELIMITER = "__"
 
 
-class NebulaSettings(BaseSettings):
-    """Base of a program's settings; `env_prefix` such as `NEBULA_AGENT_`. Built directly, it reads no environment."""
+class NebulaSettings(BaseModel):
+    """Base of a program's settings. Built directly, or from JSON, it reads no file and no environment."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
+    #: Of its names in the environment, such as `NEBULA_AGENT_`.
     program_prefix: ClassVar[str] = "NEBULA_"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings names the arguments
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
 
 Settings = TypeVar("Settings", bound=NebulaSettings)
@@ -57,23 +46,32 @@ def load_settings(cls: type[Settings], path: Path | None, env: Mapping[str, str]
         if name.upper() not in known and not name.upper().startswith(open_ended or ("\0",)):
             raise SettingsError(f"unknown setting {name} in the environment", hint=_nearest(name.upper(), known))
     try:
-        from_environment = _MappingSource(cls, own)()
-        return cls(**_merged(values, from_environment))
+        return cls(**_merged(values, _from_environment(cls, own)))
     except ValidationError as error:
         raise SettingsError(_told(error), hint=_place(path, cls.program_prefix)) from error
     except ValueError as error:
         raise SettingsError(str(error), hint=_place(path, cls.program_prefix)) from error
 
 
-class _MappingSource(EnvSettingsSource):
-    """pydantic-settings' reader of the environment, over a mapping that was handed in."""
+def _from_environment(cls: type[NebulaSettings], env: Mapping[str, str]) -> dict[str, Any]:
+    """What these variables say, as nested values."""
+    # Only who loads settings pays for the library (12 MB): a worker is handed them ready.
+    from pydantic_settings import BaseSettings, EnvSettingsSource  # noqa: PLC0415
 
-    def __init__(self, cls: type[NebulaSettings], env: Mapping[str, str]) -> None:
-        self._given = {name.lower(): value for name, value in env.items()}
-        super().__init__(cls, case_sensitive=False, env_prefix=cls.program_prefix, env_nested_delimiter=_DELIMITER)
+    class MappingSource(EnvSettingsSource):
+        """pydantic-settings' reader of the environment, over a mapping that was handed in."""
 
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return dict(self._given)
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return {name.lower(): value for name, value in env.items()}
+
+    # It asks the class for its fields alone.
+    source = MappingSource(
+        cast(type[BaseSettings], cls),
+        case_sensitive=False,
+        env_prefix=cls.program_prefix,
+        env_nested_delimiter=_DELIMITER,
+    )
+    return source()
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,15 @@ import re
 import secrets
 from collections.abc import Mapping
 
-from nebula_core.records.access import ApiKey, Principal, Role
+from nebula_core.records.access import ApiKey, KeyLimits, Principal, Role
 
 PREFIX = "nbl"
 _TOKEN = re.compile(r"nbl_([a-z0-9]{4,32})_([A-Za-z0-9_-]{16,128})", re.ASCII)
 _NOBODY = hashlib.sha256(secrets.token_bytes(32)).hexdigest().encode()
+
+
+#: A key without any limit of its own.
+NO_KEY_LIMITS = KeyLimits()
 
 
 def mint_key(
@@ -25,7 +29,7 @@ def mint_key(
     created_by: str,
     models: tuple[str, ...] | None = None,
     expires_at: float | None = None,
-    max_inflight: int | None = None,
+    limits: KeyLimits = NO_KEY_LIMITS,
 ) -> tuple[str, ApiKey]:
     """A new token, to be shown once, and the record to keep. `now` and `expires_at` are Unix seconds."""
     key_id = secrets.token_hex(6)
@@ -39,7 +43,7 @@ def mint_key(
         created_at=now,
         created_by=created_by,
         expires_at=expires_at,
-        max_inflight=max_inflight,
+        **dict(limits),
     )
     return f"{PREFIX}_{key_id}_{secret}", record
 

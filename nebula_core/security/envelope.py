@@ -16,6 +16,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -27,6 +28,8 @@ from nebula_core.security.keyfile import load_key, save_key
 DOMAIN = b"nebula placement v1\n"
 #: A placement carries one spec; more than this is an attack on the parser.
 MAX_PAYLOAD_BYTES = 1 << 20
+#: Public halves of former signing keys, one base64 line each, in a file beside the present one.
+RETIRED_KEYS = "retired.keys"
 
 
 def key_id_of(public: bytes) -> str:
@@ -59,6 +62,26 @@ class SigningKey:
         return self._private.sign(message)
 
 
+def verify_lines(lines: Iterable[str]) -> tuple[bytes, ...]:
+    """The raw public keys of base64 lines, as `VerifyKeys.from_base64` reads them. Raises SettingsError."""
+    found: list[bytes] = []
+    for line in lines:
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            raw = b""
+        if len(raw) != 32:
+            raise SettingsError(
+                f"{text[:20]!r} is not a public key (32 bytes in base64)",
+                hint="Copy the line that `nebula-proxy init` printed",
+            )
+        found.append(raw)
+    return tuple(found)
+
+
 class VerifyKeys:
     """The public keys whose placements are obeyed, by key id."""
 
@@ -68,22 +91,7 @@ class VerifyKeys:
     @classmethod
     def from_base64(cls, lines: Iterable[str]) -> "VerifyKeys":
         """One base64 public key per line; empty lines and `#` comments are skipped. Raises SettingsError."""
-        found = []
-        for line in lines:
-            text = line.partition("#")[0].strip()
-            if not text:
-                continue
-            try:
-                raw = base64.b64decode(text, validate=True)
-            except binascii.Error:
-                raw = b""
-            if len(raw) != 32:
-                raise SettingsError(
-                    f"{text[:20]!r} is not a public key (32 bytes in base64)",
-                    hint="Copy the line that `nebula-proxy init` printed",
-                )
-            found.append(raw)
-        return cls(found)
+        return cls(verify_lines(lines))
 
     @classmethod
     def load(cls, path: Path) -> "VerifyKeys":
@@ -122,18 +130,42 @@ def sign_placement(key: SigningKey, placement: Placement) -> SignedPlacement:
     return SignedPlacement(payload=payload, key_id=key.key_id, signature=base64.b64encode(signature).decode())
 
 
-def verify_placement(
-    keys: VerifyKeys,
-    signed: SignedPlacement,
-    *,
-    node: str,
-    not_before: tuple[int, int] = (0, 0),
-    replica: str | None = None,
-) -> Placement:
-    """The placement, once it may be obeyed on `node`; `not_before` is the (epoch, revision) already obeyed.
+def signed_anew(
+    key: SigningKey, trusted: VerifyKeys, signed: SignedPlacement, replica: str
+) -> tuple[Placement, SignedPlacement]:
+    """What it says, and the same bytes signed by `key`: `signed` itself when they are already.
 
-    Raises SignatureRefused with the reason. Nothing of the payload is read before its signature was right.
+    Raises SignatureRefused when none of the `trusted` keys has signed them, or not for this replica: what somebody else
+    has put into the store is never signed for them.
     """
+    payload = verified_payload(trusted, signed, DOMAIN, "placement")
+    try:
+        placement = Placement.from_json(payload)
+    except ValueError as error:
+        raise SignatureRefused("the placement is signed but cannot be read", hint="Update the control plane") from error
+    if placement.replica != replica:
+        raise SignatureRefused(f"the placement of {placement.replica!r} was stored as {replica!r}")
+    if signed.key_id == key.key_id:
+        return placement, signed
+    signature = base64.b64encode(key.sign(DOMAIN + payload)).decode()
+    return placement, SignedPlacement(payload=signed.payload, key_id=key.key_id, signature=signature)
+
+
+class Signed(Protocol):
+    """A payload with the signature over its bytes."""
+
+    @property
+    def payload(self) -> str: ...
+
+    @property
+    def key_id(self) -> str: ...
+
+    @property
+    def signature(self) -> str: ...
+
+
+def verified_payload(keys: VerifyKeys, signed: Signed, domain: bytes, what: str) -> bytes:
+    """The bytes, once a known key is seen to have signed exactly them under this domain. Raises SignatureRefused."""
     if signed.key_id not in keys.key_ids:
         raise SignatureRefused(
             f"signed by unknown key {signed.key_id[:16]!r}",
@@ -147,8 +179,24 @@ def verify_placement(
     # One form only: base64 with stray bits in its padding decodes to the same bytes.
     if base64.b64encode(signature).decode() != signed.signature or len(payload) > MAX_PAYLOAD_BYTES:
         raise SignatureRefused("the signature is malformed")
-    if not keys.verify(signed.key_id, signature, DOMAIN + payload):
-        raise SignatureRefused("the signature does not belong to this placement")
+    if not keys.verify(signed.key_id, signature, domain + payload):
+        raise SignatureRefused(f"the signature does not belong to this {what}")
+    return payload
+
+
+def verify_placement(
+    keys: VerifyKeys,
+    signed: SignedPlacement,
+    *,
+    node: str,
+    not_before: tuple[int, int] = (0, 0),
+    replica: str | None = None,
+) -> Placement:
+    """The placement, once it may be obeyed on `node`; `not_before` is the (epoch, revision) already obeyed.
+
+    Raises SignatureRefused with the reason. Nothing of the payload is read before its signature was right.
+    """
+    payload = verified_payload(keys, signed, DOMAIN, "placement")
     try:
         placement = Placement.from_json(payload)
     except ValueError as error:

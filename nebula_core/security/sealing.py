@@ -8,6 +8,7 @@ The key is used for one message only, so the nonce may be constant.
 
 import base64
 import binascii
+import hashlib
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -43,6 +44,11 @@ class SealingKeyPair:
 
     def save(self, path: Path) -> None:
         save_key(path, self._private)
+
+    def seed(self, purpose: bytes) -> int:
+        """64 bits that only the owners of the pair know, another number for each purpose (at most 16 bytes); never 0."""
+        digest = hashlib.blake2b(self._private.private_bytes_raw(), digest_size=8, person=purpose).digest()
+        return int.from_bytes(digest, "big") or 1
 
     def agree(self, other: bytes) -> bytes:
         """The secret shared with the owner of public key `other`. Raises ValueError for a degenerate one."""

@@ -150,3 +150,18 @@ def clean_text(text: str, *, newlines: bool = False, max_length: int | None = No
     if max_length is not None and len(text) > max_length:
         text = text[: max_length - 1] + "…" if max_length > 0 else ""
     return text
+
+
+def escape_json(text: str) -> str:
+    """A JSON document of the same meaning in which everything a terminal would obey or hide stands as an escape.
+
+    JSON itself asks that of C0 alone. Line breaks are kept: outside of strings they are layout.
+    """
+    return _UNSAFE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    if found[0] == "\n":
+        return found[0]
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

@@ -1,20 +1,23 @@
 """Durable records: written by compare-and-set on their generation, each change with a revision of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from uuid import uuid4
 
-from nebula_core.errors import Conflict, StoreUnfit
+from nebula_core.errors import Conflict, Fenced, StoreUnfit
 from nebula_core.records.access import ApiKey
 from nebula_core.records.base import Record
 from nebula_core.records.deployment import Deployment
 from nebula_core.records.event import ChangeKind
 from nebula_core.records.node import Node, NodeIntent
+from nebula_core.records.store_memory import StoreDoubt
 from nebula_core.store import keys
 from nebula_core.store.fitness import check_info
 from nebula_core.store.line import Line, Script
 
 _CHANGE = Script("change")
+_DOUBT = Script("doubt")
+_REBUILD = Script("rebuild")
 
 #: What may be put; placements go through the leader's fence instead (`leadership`).
 WRITABLE: Mapping[ChangeKind, type[Record]] = MappingProxyType(
@@ -25,6 +28,8 @@ WRITABLE: Mapping[ChangeKind, type[Record]] = MappingProxyType(
         ChangeKind.KEY: ApiKey,
     }
 )
+#: What a rebuilt store has anew; in the order of the script's keys.
+REPLACED = (ChangeKind.DEPLOYMENT, ChangeKind.INTENT, ChangeKind.PLACEMENT, ChangeKind.KEY)
 #: Records travel without the fields that hold their default; this is the generation of one that says none.
 _UNSAID_GENERATION: Mapping[ChangeKind, int] = MappingProxyType({ChangeKind.KEY: 1})
 
@@ -45,8 +50,45 @@ class Durable:
         return incarnation_of(replies[-1])
 
     async def settle(self) -> None:
-        """Says that an emptied store was restored or adopted: watchers take it from now on as the whole truth."""
-        await self._commands.ask("HSET", keys.META, "settled", "1")
+        """Says that an emptied store is as it should be: watchers take it from now on as the whole truth."""
+        await self._commands.ask_all(
+            [["HSET", keys.META, "settled", "1"], ["HDEL", keys.META, "doubt", "seen"]], atomic=True
+        )
+
+    async def say_doubt(self, doubt: StoreDoubt, incarnation: str, seen: int) -> bool:
+        """Says in the store that somebody has seen more of it, up to revision `seen`; False: it was settled meanwhile."""
+        said = await self._commands.run(_DOUBT, [keys.META, keys.REVISION], [incarnation, doubt.value, seen])
+        return bool(said)
+
+    async def meta(self) -> dict[str, str]:
+        found: dict[str, str] = await self._commands.ask("HGETALL", keys.META)
+        return found
+
+    async def rebuild(
+        self,
+        records: Mapping[ChangeKind, Mapping[str, Record]],
+        *,
+        incarnation: str,
+        at_revision: int,
+        epoch: int,
+        above: int,
+    ) -> int:
+        """Gives a store in doubt its memory anew, in one step, and settles it; answers its revision, higher than `above`.
+
+        Deployments, intents, placements and keys are replaced by these, nodes only completed. Raises Conflict when
+        the store has moved on from `at_revision`, Fenced when another leader has a higher epoch.
+        """
+        arguments: list[str | int | float | bytes] = [incarnation, at_revision, epoch, above]
+        for number, kind in enumerate((ChangeKind.NODE, *REPLACED)):
+            for record_id, record in records.get(kind, {}).items():
+                arguments += [number, record_id, record.to_json()]
+        names = [keys.DURABLE[kind] for kind in (ChangeKind.NODE, *REPLACED)]
+        outcome, number = await self._commands.run(_REBUILD, [keys.META, keys.REVISION, keys.EPOCH, *names], arguments)
+        if outcome == "fenced":
+            raise Fenced(f"epoch {number} was granted to another leader, this one is {epoch}")
+        if outcome == "conflict":
+            raise Conflict("the store was changed in the meantime", hint="Look at the plan again and repeat")
+        return int(number)
 
     async def put(
         self, kind: ChangeKind, record_id: str, value: Record, *, expected_generation: int | None = None
@@ -70,6 +112,13 @@ class Durable:
         """The JSON of one record; of a placement its signed envelope."""
         value: str | None = await self._commands.ask("HGET", keys.DURABLE[kind], record_id)
         return value
+
+    async def get_some(self, kind: ChangeKind, record_ids: Sequence[str]) -> dict[str, str]:
+        """The JSON of those that are there, by id."""
+        if not record_ids:
+            return {}
+        found = await self._commands.ask("HMGET", keys.DURABLE[kind], *record_ids)
+        return {name: value for name, value in zip(record_ids, found, strict=True) if value is not None}
 
     async def get_all(self, kind: ChangeKind) -> dict[str, str]:
         """The JSON of every record of a kind, by id."""

@@ -44,6 +44,7 @@ TELEMETRY_KEPT = 20_000
 REPORT = f"{PREFIX}report:"
 PROXY = f"{PREFIX}proxy:"
 LOGWATCH = f"{PREFIX}logwatch:"
+HELD = f"{PREFIX}held:"
 
 
 def report(node: str) -> str:
@@ -54,8 +55,28 @@ def proxy(name: str) -> str:
     return f"{PROXY}{name}"
 
 
+def proxy_inbox(proxy: str) -> str:
+    return f"{PREFIX}inbox:proxy:{proxy}"
+
+
+def inflight(proxy: str) -> str:
+    return f"{PREFIX}inflight:{proxy}"
+
+
+def answers(command: str) -> str:
+    return f"{PREFIX}answers:{command}"
+
+
 def agent(node: str) -> str:
     return f"{PREFIX}agent:{node}"
+
+
+def held(node: str) -> str:
+    return f"{HELD}{node}"
+
+
+def limits(key_id: str) -> str:
+    return f"{PREFIX}limits:{key_id}"
 
 
 def logs(replica: str) -> str:
@@ -64,3 +85,15 @@ def logs(replica: str) -> str:
 
 def logwatch(replica: str) -> str:
     return f"{LOGWATCH}{replica}"
+
+
+def inbox(node: str) -> str:
+    return f"{PREFIX}inbox:{node}"
+
+
+def result(command: str) -> str:
+    return f"{PREFIX}result:{command}"
+
+
+def operation(group: str) -> str:
+    return f"{PREFIX}operation:{group}"

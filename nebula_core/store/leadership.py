@@ -2,7 +2,8 @@
 
 A lease alone is a hint: a leader that was frozen for eight seconds wakes up believing in it. So each grant comes
 with an epoch that only rises, and every write of placements names it: the script refuses an epoch below the highest
-ever granted, whatever the lease says. Agents keep the highest epoch they obeyed, which outlives the store itself; a
+ever granted, whatever the lease says, and one that the lease says is somebody else's (Redis killed within a second of a
+grant may forget it and grant the same number again). Agents keep the highest epoch they obeyed, which outlives the store itself; a
 leader therefore acquires `above` what they report.
 """
 
@@ -53,13 +54,18 @@ class Leadership:
         epoch, _, holder = held.partition(":")
         return Leader(holder, int(epoch))
 
-    async def apply_placements(self, epoch: int, changes: Sequence[tuple[str, SignedPlacement | None]]) -> int:
-        """Writes (None: removes) placements in one step and answers the revision. Raises Fenced: stop being leader."""
-        arguments: list[Argument] = [epoch, keys.CHANGES_KEPT]
+    async def apply_placements(
+        self, epoch: int, changes: Sequence[tuple[str, SignedPlacement | None]], *, holder: str | None = None
+    ) -> int:
+        """Writes (None: removes) placements in one step and answers the revision. Raises Fenced: stop being leader.
+
+        `holder` is who acquired this epoch; None where nobody leads (tests, tools).
+        """
+        arguments: list[Argument] = [epoch, keys.CHANGES_KEPT, holder or ""]
         for replica, signed in changes:
             arguments += [replica, "remove", ""] if signed is None else [replica, "put", signed.to_json()]
         outcome, number = await self._commands.run(
-            _APPLY, [keys.DURABLE[ChangeKind.PLACEMENT], keys.REVISION, keys.CHANGES, keys.EPOCH], arguments
+            _APPLY, [keys.DURABLE[ChangeKind.PLACEMENT], keys.REVISION, keys.CHANGES, keys.EPOCH, keys.LEASE], arguments
         )
         if outcome == "fenced":
             raise Fenced(f"epoch {number} was granted to another leader, this one is {epoch}")

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
+from redis import DriverInfo
 from redis import exceptions as failures
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -76,6 +77,8 @@ class Line:
                 decode_responses=True,
                 # A foreign byte in one value must not make a whole batch unreadable: that record fails by itself.
                 encoding_errors="replace",
+                # Else each connection looks on the disk for the version of redis-py, on the event loop.
+                driver_info=DriverInfo(),
                 **extra,
             )
         except ValueError as error:

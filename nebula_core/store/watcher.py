@@ -13,13 +13,14 @@ change has the stream id `{revision}-0`: the next one must be exactly one higher
 was trimmed past us) and leads to a resync. After a lost connection the store may have forgotten its last second, so
 there is always a resync.
 
-*Telemetry* is a hint what to look at: full reports are fetched by MGET in slices, compact records stand in the
-stream itself. In one batch, compact records that stand before a full report of the same node are older than it and
-are dropped: they may even be of the agent before a restart.
+*Telemetry* is read with `Reports`: for the control process everything of it (`reports`), for a data worker what routing
+needs (`routing_reports`).
 
-*Absence is no order* (DESIGN, 6). A store that comes back empty has a new incarnation: what we had is kept, `emptied`
-is set, and what is written from then on is laid over it. The old view is let go only when somebody says that the
-store is the truth again (`Store.settle`, after adopt or restore).
+*Absence is no order* (DESIGN, 6). A store that comes back empty has a new incarnation; one that comes back as an older
+copy of itself has a lower revision than we have seen. Either way it is in `doubt`: what we had is kept, and what is written
+from then on is laid over it. Who notices says so in the store's meta record, for those who remember nothing (a process that
+started later sees what the store has, and the doubt). The old view is let go only when somebody says that the store is the
+truth again (`Store.rebuild`, `Store.settle`), or when the store is as new as we are.
 
 *Silence is counted only while we can hear.* A node is lost when nothing came of it for ten seconds. While the store is
 away, or this process itself was frozen, nothing could come of anybody: those seconds are forgiven, for all nodes
@@ -28,39 +29,41 @@ alike (`ClusterSnapshot.forgiving`). Hence losing the store empties no routing t
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import structlog
 
 from nebula_core.errors import StoreUnavailable, StoreUnfit
 from nebula_core.records.base import frozen_map
 from nebula_core.records.event import Change, ChangeKind
-from nebula_core.records.report import NodeDelta, NodeReport, ProxyReport
 from nebula_core.records.snapshot import DURABLE_FIELDS, ClusterSnapshot, decode_durable
+from nebula_core.records.store_memory import Remembered, StoreDoubt
 from nebula_core.runtime.clock import Clock, SystemClock
 from nebula_core.store import keys
+from nebula_core.store.line import Argument
+from nebula_core.store.reports import Breath, Entries, Fetch, Gathered, Reports, SnapshotReports
 from nebula_core.store.store import Store
-from nebula_core.store.telemetry import DELTA, FULL, PROXY
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS: Final = 0.1
 #: A longer pause between two readings means that we were deaf.
 DEAF_AFTER_SECONDS: Final = 1.0
-#: Entries per read and keys per MGET: what an event loop digests without a stall.
+#: A reader that does not block asks so often whether the store is still the one it was.
+HEAD_SECONDS: Final = 1.0
+#: Entries per read.
 BATCH: Final = 250
-SLICE: Final = 50
 _LONGEST_TIMEOUT_SECONDS: Final = 3.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
 _OFFENDERS_REMEMBERED: Final = 256
 
-Report = TypeVar("Report", NodeReport, ProxyReport)
-Fields = Mapping[str, str]
+#: Revision, incarnation, whether the store was settled, and the doubt that is said of it.
+Head = tuple[str | None, str | None, str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +89,37 @@ class _Resync(Exception):
 class Watcher:
     """Start it, then read `snapshot`: it is replaced, never edited, and stays when the store goes away."""
 
-    def __init__(self, store: Store, clock: Clock | None = None, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock | None = None,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        reports: Reports | None = None,
+        block: bool = True,
+    ) -> None:
+        """`reports` says what to make of telemetry: by default all of it is in the snapshot.
+
+        `block` waits inside the store, so that a durable change is heard at once; without it a turn is one round trip
+        and a change is heard with the next one.
+        """
         self.snapshot = ClusterSnapshot()
         #: The store answers and `snapshot` is in step with it.
         self.reachable = False
-        #: The store came back without what it held; `snapshot` still shows that.
-        self.emptied = False
+        #: The store came back without what it held, or without the latest of it; `snapshot` still shows that, if we knew it.
+        self.doubt: StoreDoubt | None = None
         self._store = store
         self._clock = clock or SystemClock()
         self._poll_seconds = poll_seconds
         self._line = store.open_line(
             connections=1, timeout_seconds=min(store.settings.socket_timeout_seconds, _LONGEST_TIMEOUT_SECONDS)
         )
+        self._reports = reports or SnapshotReports()
+        self._fetch = Fetch(self._line, self._offence)
+        self._block = block
+        self._head_at = float("-inf")
+        #: The last batch was full: there is more.
+        self._behind = False
         self._listeners: list[Listener] = []
         self._turn = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -109,8 +131,13 @@ class Watcher:
         self._answered: float | None = None
         self._complained = False
         self._offenders: set[str] = set()
-        #: The incarnation whose content we took as the whole truth.
+        #: The incarnation whose content we took as the whole truth, and the highest revision seen of it.
         self._trusted = ""
+        self._peak = 0
+        #: The doubt is our own: we remember more than the store has.
+        self._noticed: StoreDoubt | None = None
+        #: The doubt that stood in the store when it was last read whole.
+        self._said: str | None = None
 
     # --- what others use
 
@@ -139,9 +166,35 @@ class Watcher:
     def revision(self) -> int:
         return self.snapshot.revision
 
+    @property
+    def emptied(self) -> bool:
+        """The store came back without what it held."""
+        return self.doubt is StoreDoubt.EMPTIED
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """The store as it was last trusted; None when it never was."""
+        return Remembered(incarnation=self._trusted, revision=self._peak) if self._trusted else None
+
+    @property
+    def remembers_more(self) -> bool:
+        """The store is in doubt and `snapshot` is what we know from before; else it is what the store has."""
+        return self._noticed is not None
+
     def snapshot_age(self, now: float) -> float | None:
         """Seconds since the store last answered; None before the first answer."""
         return None if self._answered is None else max(0.0, now - self._answered)
+
+    def assume(self, snapshot: ClusterSnapshot, age_seconds: float | None) -> None:
+        """Begins with what was known `age_seconds` ago (None: nobody knows when); before `start`.
+
+        The store replaces it, an empty or older one does not.
+        """
+        self.snapshot = snapshot
+        self._trusted = snapshot.incarnation
+        self._peak = snapshot.revision
+        if age_seconds is not None:
+            self._answered = self._clock.monotonic() - age_seconds
 
     def add_listener(self, listener: Listener) -> None:
         """Calls back on this loop after each batch; must be quick. One that raises is logged and kept."""
@@ -162,6 +215,11 @@ class Watcher:
     async def synced(self, timeout: float | None = None) -> ClusterSnapshot:
         """The snapshot once it is in step with the store. Raises TimeoutError."""
         return await self.wait_for(lambda _: self.reachable, timeout)
+
+    async def tried(self, timeout: float | None = None) -> bool:
+        """Whether the store answers, once that is known. Raises TimeoutError."""
+        await self.wait_for(lambda _: self.reachable or self._complained, timeout)
+        return self.reachable
 
     # --- the loop
 
@@ -207,7 +265,7 @@ class Watcher:
         now = self._clock.monotonic()
         deaf = now - self._heard
         if deaf >= DEAF_AFTER_SECONDS:
-            self.snapshot = self.snapshot.forgiving(deaf)
+            self.snapshot = self._reports.forgive(self.snapshot, deaf)
             self._heard = now
 
     # --- durable state
@@ -222,96 +280,154 @@ class Watcher:
         incarnation = meta.get("incarnation", "")
         fresh: dict[ChangeKind, dict[str, object]] = {}
         for kind, values in zip(keys.DURABLE, hashes, strict=True):
-            fresh[kind] = await self._decoded(kind, values)
+            fresh[kind] = await self._decoded(kind, values if kind in self._reports.kinds else {})
         self._telemetry_cursor = last[0][0] if last else "0-0"
-        nodes, proxies = await self._all_reports()
+        reports = await self._reports.load(self._fetch, self.snapshot)
 
         before = self.snapshot
-        emptied = self._is_emptied(incarnation, fresh, settled=meta.get("settled") == "1")
-        if emptied:
-            fresh = {kind: {**getattr(before, DURABLE_FIELDS[kind]), **found} for kind, found in fresh.items()}
+        doubt = self._noticed = self._own_doubt(meta, int(revision or 0), fresh)
+        said = meta.get("doubt")
+        if doubt is not None:
+            remembered = {kind: getattr(before, DURABLE_FIELDS[kind]) for kind in fresh}
+            # Of an older copy nothing is news: what was deleted since stands in it as well.
+            fresh = {
+                kind: {**known, **fresh[kind]} if doubt is StoreDoubt.EMPTIED else dict(known)
+                for kind, known in remembered.items()
+            }
+            await self._store.say_doubt(doubt, incarnation, self._peak)
+            said = said or doubt.value
+        elif said is not None:
+            doubt = _doubt(said)
+        self._said = said
         self._forgive()
         now = self._clock.monotonic()
         parts: dict[str, Any] = {DURABLE_FIELDS[kind]: frozen_map(found) for kind, found in fresh.items()}
-        self.snapshot = replace(
-            self.snapshot, incarnation=incarnation, revision=int(revision or 0), **parts
-        ).with_reports(_news(nodes, before), _proxy_news(proxies, before), at=now)
+        self.snapshot = reports.fold(
+            replace(self.snapshot, incarnation=incarnation, revision=int(revision or 0), **parts), now
+        )
         self._promised = self.revision
         self._answered = self._heard = now
-        self._told(emptied=emptied)
+        self._told(doubt)
         self._publish(Changed(resynced=True))
 
-    def _is_emptied(self, incarnation: str, fresh: Mapping[ChangeKind, Mapping[str, object]], *, settled: bool) -> bool:
-        """Whether this is a store that lost what we know, and nobody has said yet that this is as it should be."""
-        before = self.snapshot
-        if settled or not self._trusted or incarnation == self._trusted:
-            return False
+    def _own_doubt(
+        self, meta: Mapping[str, str], revision: int, fresh: Mapping[ChangeKind, Mapping[str, object]]
+    ) -> StoreDoubt | None:
+        """Whether this store lost what we know, and nobody has said yet that this is as it should be."""
+        before, incarnation, noticed = self.snapshot, meta.get("incarnation", ""), self._noticed
         had = bool(before.deployments or before.placements or before.keys)
+        if not self._trusted or not had:
+            return None
+        if incarnation == self._trusted:
+            # Later changes may have raised it again: then what is said in the store tells.
+            still = noticed is StoreDoubt.STALE and "doubt" in meta
+            return StoreDoubt.STALE if still or revision < self._peak else None
+        if meta.get("settled") == "1":
+            return None
         has = bool(fresh[ChangeKind.DEPLOYMENT] or fresh[ChangeKind.PLACEMENT])
-        return self.emptied or (had and not has)
+        return StoreDoubt.EMPTIED if noticed is StoreDoubt.EMPTIED or not has else None
 
-    def _told(self, *, emptied: bool) -> None:
-        if emptied and not self.emptied:
+    def _told(self, doubt: StoreDoubt | None) -> None:
+        if doubt is not None and doubt is not self.doubt:
             log.error(
-                "store_emptied", incarnation=self.snapshot.incarnation, hint="adopt or restore; nothing is stopped"
+                "store_emptied" if doubt is StoreDoubt.EMPTIED else "store_stale",
+                incarnation=self.snapshot.incarnation,
+                revision=self.revision,
+                seen=self._peak,
+                hint="`nebula adopt --store` writes back what runs; until then nothing is stopped and nothing is planned",
             )
-        elif self.emptied and not emptied:
+        elif self.doubt is not None and doubt is None:
             log.info("store_settled", incarnation=self.snapshot.incarnation)
         if not self.reachable:
             log.info("store_reachable", revision=self.revision, incarnation=self.snapshot.incarnation)
-        self.emptied = emptied
+        self.doubt = doubt
         self.reachable = True
-        if not emptied:
+        if doubt is None:
             self._trusted = self.snapshot.incarnation
+            self._peak = self.revision
 
     async def _decoded(self, kind: ChangeKind, values: Mapping[str, str]) -> dict[str, object]:
         """The records of one hash; an unreadable one stays as it was known, or out."""
         found: dict[str, object] = {}
         known: Mapping[str, object] = getattr(self.snapshot, DURABLE_FIELDS[kind])
-        for count, (record_id, value) in enumerate(values.items(), 1):
+        breath = Breath()
+        for record_id, value in values.items():
             try:
                 found[record_id] = decode_durable(kind, value)
             except ValueError as error:
                 self._offence(f"{kind.value}/{record_id}", error)
                 if record_id in known:
                     found[record_id] = known[record_id]
-            if count % SLICE == 0:
-                await asyncio.sleep(0)
+            await breath()
         return found
 
     async def follow(self) -> None:
         """One turn: what changed, and what was reported, since the last one. Waits at most `poll_seconds`."""
-        reply = await self._line.ask(
-            "XREAD",
-            *("COUNT", BATCH, "BLOCK", max(1, round(self._poll_seconds * 1000))),
-            *("STREAMS", keys.CHANGES, f"{self.revision}-0"),
-            patience=self._poll_seconds,
-        )
-        changes = self._changes(reply[0][1]) if reply else ()
-        telemetry, revision, incarnation, settled = await self._line.ask_all(
-            [
-                ["XREAD", "COUNT", BATCH, "STREAMS", keys.TELEMETRY, self._telemetry_cursor],
-                ["GET", keys.REVISION],
-                ["HGET", keys.META, "incarnation"],
-                ["HGET", keys.META, "settled"],
-            ]
-        )
+        changes, telemetry, head = await self._news()
+        told = self._changes(changes) if changes else ()
         self._forgive()
         now = self._answered = self._heard = self._clock.monotonic()
-        nodes: frozenset[str] = frozenset()
+        reports: Gathered | None = None
         proxies: frozenset[str] = frozenset()
         try:
             if telemetry:
-                nodes, proxies = await self._reported(telemetry[0][1])
+                reports = await self._reports.read(self._fetch, telemetry, self.snapshot)
+                # Only now: had the reading failed, the same batch would be read again.
+                self._telemetry_cursor = telemetry[-1][0]
+                self.snapshot = reports.fold(self.snapshot, self._clock.monotonic())
+                proxies = reports.proxies
             quiet = self.snapshot.without_silent(now=now)
             proxies |= self.snapshot.proxies.keys() - quiet.proxies.keys()
             self.snapshot = quiet
         finally:
             # Also when the reports could not be fetched: the durable changes are in the snapshot already.
-            self._publish(Changed(durable=changes, nodes=nodes, proxies=proxies))
-        self._check_head(int(revision or 0), incarnation, settled=settled == "1", idle=not changes)
+            nodes = frozenset[str]() if reports is None else reports.nodes
+            # And when only the revision moved, by records we pass over: proxies acknowledge it.
+            self._publish(Changed(durable=told, nodes=nodes, proxies=proxies), moved=bool(changes))
+        if head is not None:
+            revision, incarnation, settled, said = head
+            self._check_head(int(revision or 0), incarnation, said, settled=settled == "1", idle=not changes)
 
-    def _changes(self, entries: Sequence[tuple[str, Fields]]) -> tuple[Change, ...]:
+    async def _news(self) -> tuple[Entries, Entries, Head | None]:
+        """Entries of `changes`, entries of `telemetry`, and the head of the store where it was asked for.
+
+        Waits for it at most `poll_seconds`.
+        There is no waiting while we are behind: a full batch means that there is more.
+        """
+        changes: Entries = ()
+        read: list[Argument] = ["XREAD", "COUNT", BATCH]
+        if self._behind:
+            pass
+        elif self._block:
+            reply = await self._line.ask(
+                *read,
+                *("BLOCK", max(1, round(self._poll_seconds * 1000))),
+                *("STREAMS", keys.CHANGES, f"{self.revision}-0"),
+                patience=self._poll_seconds,
+            )
+            changes = reply[0][1] if reply else ()
+        else:
+            await self._clock.sleep(self._poll_seconds)
+        since: dict[str, Argument] = {}
+        if not changes or not self._reports.telemetry:
+            since[keys.CHANGES] = f"{self.revision}-0"
+        if self._reports.telemetry:
+            since[keys.TELEMETRY] = self._telemetry_cursor
+        streams: list[Argument] = ["STREAMS", *since, *since.values()]
+        head: Head | None = None
+        if self._block or self._clock.monotonic() - self._head_at >= HEAD_SECONDS:
+            reply, revision, standing = await self._line.ask_all([[*read, *streams], *_STANDING])
+            head = (revision, *standing)
+            self._head_at = self._clock.monotonic()
+        else:
+            reply = await self._line.ask(*read, *streams)
+        found: dict[str, Entries] = dict(reply or ())
+        changes = changes or found.get(keys.CHANGES, ())
+        telemetry = found.get(keys.TELEMETRY, ())
+        self._behind = len(changes) == BATCH or len(telemetry) == BATCH
+        return changes, telemetry, head
+
+    def _changes(self, entries: Entries) -> tuple[Change, ...]:
         """Folds entries of the stream in. Raises _Resync when one is missing."""
         changes: list[Change] = []
         expected = self.revision
@@ -327,7 +443,8 @@ class Watcher:
                 # A kind of a newer version: not ours to understand, but its number counts.
                 self._offence(f"change/{entry_id}", error)
                 continue
-            changes.append(change)
+            if change.kind in self._reports.kinds:
+                changes.append(change)
         try:
             following = self.snapshot.with_changes(changes)
         except ValueError:
@@ -335,6 +452,8 @@ class Watcher:
             following = self.snapshot.with_changes(changes)
         # Not the last readable change: an unreadable one was seen as well.
         self.snapshot = replace(following, revision=expected)
+        if self.doubt is None:
+            self._peak = expected
         return tuple(changes)
 
     def _fits(self, change: Change) -> bool:
@@ -346,83 +465,23 @@ class Watcher:
             return False
         return True
 
-    def _check_head(self, revision: int, incarnation: str | None, *, settled: bool, idle: bool) -> None:
+    def _check_head(
+        self, revision: int, incarnation: str | None, said: str | None, *, settled: bool, idle: bool
+    ) -> None:
         if incarnation != self.snapshot.incarnation:
             raise _Resync("the store has a new incarnation")
         if revision < self.revision:
             raise _Resync(f"the store went back to revision {revision}")
         if idle and self._promised > self.revision:
             raise _Resync(f"changes up to {self._promised} are missing from the stream")
-        if self.emptied and settled:
-            raise _Resync("the store was settled")
+        if said != self._said or (self.emptied and settled):
+            raise _Resync("the store was settled" if said is None else f"the store is said to be {said}")
         self._promised = revision
-
-    # --- telemetry
-
-    async def _reported(self, entries: Sequence[tuple[str, Fields]]) -> tuple[frozenset[str], frozenset[str]]:
-        """Folds one batch of the telemetry stream in; the nodes and proxies it brought news of."""
-        notes: set[str] = set()
-        proxy_notes: set[str] = set()
-        deltas: dict[str, list[NodeDelta]] = {}
-        for _, fields in entries:
-            if (node := fields.get(FULL)) is not None:
-                notes.add(node)
-                deltas.pop(node, None)
-            elif (raw := fields.get(DELTA)) is not None:
-                try:
-                    delta = NodeDelta.from_json(raw)
-                except ValueError as error:
-                    self._offence("telemetry", error)
-                else:
-                    deltas.setdefault(delta.node, []).append(delta)
-            elif (proxy := fields.get(PROXY)) is not None:
-                proxy_notes.add(proxy)
-        # A node whose compact records come while its full report is unknown to us.
-        notes |= deltas.keys() - self.snapshot.reports.keys()
-        reports = await self._reports(NodeReport, [keys.report(node) for node in sorted(notes)])
-        proxies = await self._reports(ProxyReport, [keys.proxy(name) for name in sorted(proxy_notes)])
-        # Only now: had the fetch failed, the same batch would be read again.
-        self._telemetry_cursor = entries[-1][0]
-        now = self._clock.monotonic()
-        self.snapshot = self.snapshot.with_reports(reports, proxies, at=now).with_deltas(
-            (delta for found in deltas.values() for delta in found), at=now
-        )
-        withdrawn = proxy_notes - {proxy.proxy for proxy in proxies}
-        if withdrawn & self.snapshot.proxies.keys():
-            left = {name: seen for name, seen in self.snapshot.proxies.items() if name not in withdrawn}
-            self.snapshot = replace(self.snapshot, proxies=frozen_map(left))
-        return frozenset(notes | deltas.keys()), frozenset(proxy_notes)
-
-    async def _all_reports(self) -> tuple[list[NodeReport], list[ProxyReport]]:
-        nodes = await self._reports(NodeReport, await self._scan(keys.REPORT))
-        return nodes, await self._reports(ProxyReport, await self._scan(keys.PROXY))
-
-    async def _scan(self, prefix: str) -> list[str]:
-        found: set[str] = set()
-        cursor = 0
-        while True:
-            cursor, page = await self._line.ask("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", 1000)
-            found.update(page)
-            if int(cursor) == 0:
-                return sorted(found)
-
-    async def _reports(self, kind: type[Report], names: Sequence[str]) -> list[Report]:
-        found: list[Report] = []
-        for start in range(0, len(names), SLICE):
-            some = names[start : start + SLICE]
-            for name, raw in zip(some, await self._line.ask("MGET", *some), strict=True):
-                if raw is None:
-                    continue
-                try:
-                    found.append(kind.from_json(raw))
-                except ValueError as error:
-                    self._offence(name, error)
-        return found
 
     # --- telling
 
-    def _publish(self, changed: Changed) -> None:
-        if not changed:
+    def _publish(self, changed: Changed, *, moved: bool = False) -> None:
+        if not changed and not moved:
             return
         for listener in tuple(self._listeners):
             try:
@@ -442,32 +501,18 @@ class Watcher:
             log.warning("store_record_unreadable", record=what, error=type(error).__name__, detail=str(error)[:300])
 
 
+def _doubt(said: str) -> StoreDoubt:
+    """A word of a newer version is a doubt all the same."""
+    return StoreDoubt(said) if said in {one.value for one in StoreDoubt} else StoreDoubt.STALE
+
+
+_STANDING: Final[Sequence[Sequence[str | int]]] = [
+    ["GET", keys.REVISION],
+    ["HMGET", keys.META, "incarnation", "settled", "doubt"],
+]
 _HEAD: Final[Sequence[Sequence[str | int]]] = [
     ["HGETALL", keys.META],
     ["GET", keys.REVISION],
     *(["HGETALL", name] for name in keys.DURABLE.values()),
     ["XREVRANGE", keys.TELEMETRY, "+", "-", "COUNT", 1],
 ]
-
-
-def _news(reports: Iterable[NodeReport], known: ClusterSnapshot) -> list[NodeReport]:
-    """Those we have not seen: reading a report again after a resync is no sign of life."""
-    return [
-        report
-        for report in reports
-        if (got := known.reports.get(report.node)) is None or _stamp(report) != _stamp(got.report)
-    ]
-
-
-def _stamp(report: NodeReport) -> tuple[str, int, float]:
-    # Not the sequence: compact figures raise that of the report they are folded into.
-    return (report.boot_id, report.agent_pid, report.at)
-
-
-def _proxy_news(reports: Iterable[ProxyReport], known: ClusterSnapshot) -> list[ProxyReport]:
-    return [
-        report
-        for report in reports
-        if (got := known.proxies.get(report.proxy)) is None
-        or (report.started_at, report.sequence) != (got.report.started_at, got.report.sequence)
-    ]

@@ -11,6 +11,9 @@ import msgspec
 
 from nebula_core.wire import sse
 
+_NOT_GIVEN = msgspec.Raw(b"")
+_NONE_GIVEN = (None,) * 12
+
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
@@ -25,6 +28,41 @@ class Facts(msgspec.Struct):
     #: As they came: an engine judges odd values.
     max_tokens: Any = None
     max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    #: What is limited (`nebula_proxy.decisions.parameters`).
+    n: Any = None
+    best_of: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    prompt_logprobs: Any = None
+    stop: Any = None
+    chat_template: Any = None
+    guided_regex: Any = None
+    guided_grammar: Any = None
+    structured_outputs: msgspec.Raw = _NOT_GIVEN
+    api_base: Any = None
+    base_url: Any = None
+    api_key: Any = None
+    #: The prompt and what stands before it, by their place in the body: routing compares these bytes and never decodes them.
+    messages: msgspec.Raw = _NOT_GIVEN
+    prompt: msgspec.Raw = _NOT_GIVEN
+    input: msgspec.Raw = _NOT_GIVEN
+    tools: msgspec.Raw = _NOT_GIVEN
+    system: msgspec.Raw = _NOT_GIVEN
+    instructions: msgspec.Raw = _NOT_GIVEN
+    cache_salt: Any = None
+    #: What keeps the requests of one user or one conversation together.
+    user: Any = None
+    previous_response_id: Any = None
+
+    def asks_more(self, large: int) -> bool:
+        """It holds a field that most requests do not, or messages of more than `large` bytes."""
+        # One comparison in C for all of them: this is asked of every request.
+        given = (
+            self.n, self.stop, self.logprobs, self.top_logprobs, self.best_of, self.prompt_logprobs, self.chat_template,
+            self.guided_regex, self.guided_grammar, self.api_base, self.base_url, self.api_key,
+        )  # fmt: skip
+        return given != _NONE_GIVEN or len(self.messages) > large or len(self.structured_outputs) > 0
 
     @property
     def include_usage(self) -> bool:
@@ -34,6 +72,8 @@ class Facts(msgspec.Struct):
     def output_limit(self) -> int | None:
         """Most tokens the answer may have, where the client said so in a sound way."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        if most is None:
+            most = self.max_output_tokens  # of the Responses API
         return most if type(most) is int else None
 
 
@@ -72,6 +112,35 @@ def read_facts(body: bytes) -> Facts | BadBody:
     return facts
 
 
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def count_entries(raw: msgspec.Raw) -> int:
+    """How many values a list in JSON has; 0 for what is no list."""
+    try:
+        return len(_list_decoder.decode(raw))
+    except msgspec.DecodeError:
+        return 0
+
+
+class Patterns(msgspec.Struct):
+    """What `structured_outputs` may hold that has to be compiled."""
+
+    regex: Any = None
+    grammar: Any = None
+
+
+_patterns_decoder = msgspec.json.Decoder(Patterns)
+
+
+def read_patterns(raw: msgspec.Raw) -> Patterns | None:
+    """None for what is no object."""
+    try:
+        return _patterns_decoder.decode(raw)
+    except msgspec.DecodeError:
+        return None
+
+
 def _explain(text: str) -> BadBody:
     missing = _MISSING.search(text)
     at = _AT.search(text)
@@ -84,6 +153,19 @@ def _explain(text: str) -> BadBody:
     if not path:
         return BadBody(f"The body must be a JSON object: {what}", None, 'send an object such as {"model": "…"}')
     return BadBody(f"`{path}` has the wrong type: {what}", path, f"change the type of `{path}`")
+
+
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The same request for an engine that has another name for its model: every other value byte for byte.
+
+    Only for bodies whose facts were read.
+    """
+    fields = _fields_decoder.decode(body)
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
 
 
 def error_type(status: int) -> str:
@@ -264,3 +346,38 @@ def _engine_error(error: Any) -> tuple[str, int | None]:
         code = error.get("code")
         return str(error.get("message") or error), code if type(code) is int else None
     return str(error), None
+
+
+class _ErrorKind(msgspec.Struct):
+    type: str | None = None
+    param: str | None = None
+
+
+class _Denial(msgspec.Struct):
+    detail: Any = None
+    message: Any = None
+    error: _ErrorKind | None = None
+
+
+_denial_decoder = msgspec.json.Decoder(_Denial)
+
+
+def lacks_the_path(status: int, body: bytes) -> bool:
+    """Whether an engine's answer says that it does not know the path, and not that something in the request is unknown.
+
+    Captured: FastAPI (vLLM, SGLang, transformers) 404 `{"detail": "Not Found"}`, llama.cpp 404 of type
+    "not_found_error" and 501 of type "not_supported_error". An unknown model or response is a 404 with a `param`, or
+    with another type.
+    """
+    if status in {405, 501}:
+        return True
+    if status != 404:
+        return False
+    try:
+        answer = _denial_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True  # a page of a plain web server
+    if answer.error is None:
+        # SGLang's errors stand at the top level: one with a message is about the request.
+        return answer.message is None and answer.detail in (None, "Not Found")
+    return answer.error.type == "not_found_error" and answer.error.param is None

@@ -32,7 +32,7 @@ from nebula_proxy.control.answers import as_refusal
 from nebula_proxy.control.changes import expect_generation
 from nebula_proxy.control.consequences import consequences
 from nebula_proxy.control.planner import PlannerLoop
-from nebula_proxy.control.refusals import conflict, store_away, store_emptied
+from nebula_proxy.control.refusals import conflict, store_away, store_in_doubt
 from nebula_proxy.control.repeats import Repeats
 from nebula_proxy.control.views import Look
 
@@ -178,14 +178,25 @@ class Actions:
 
         return await self.perform(call, deed, work, PlanView)
 
-    async def perform(self, call: Call, deed: Deed, work: Callable[[], Awaitable[Done]], _kind: type[Answer]) -> Answer:
-        """Does `work` once, between its intent and its result; the event follows. `_kind` is what it answers."""
+    async def perform(
+        self,
+        call: Call,
+        deed: Deed,
+        work: Callable[[], Awaitable[Done]],
+        _kind: type[Answer],
+        *,
+        in_doubt: bool = False,
+    ) -> Answer:
+        """Does `work` once, between its intent and its result; the event follows. `_kind` is what it answers.
+
+        `in_doubt`: also while the store is in doubt, because it is the doubt that is settled.
+        """
 
         async def audited() -> Answer:
             if not self._watcher.reachable:
                 raise store_away(self._watcher.snapshot_age(self._clock.monotonic()))
-            if self._watcher.emptied:
-                raise store_emptied()
+            if self._watcher.doubt is not None and not in_doubt:
+                raise store_in_doubt(self._watcher.doubt)
             await self._store.append_audit(self._audit(call, deed, "intent", None))
             try:
                 done = await work()

@@ -21,12 +21,18 @@ from nebula_proxy.control.desk import Desk
 from nebula_proxy.control.docs_page import docs_page
 from nebula_proxy.control.guard import CALLER, Gate, GuardedRoute, require_roles, unknown_path, with_role
 from nebula_proxy.control.operations import Operation, Resource
+from nebula_proxy.control.resources.adopt import Adopt
+from nebula_proxy.control.resources.adopt_store import AdoptStore
+from nebula_proxy.control.resources.cache import Cache
 from nebula_proxy.control.resources.cluster import Cluster
 from nebula_proxy.control.resources.deployments import Deployments
+from nebula_proxy.control.resources.images import Images
 from nebula_proxy.control.resources.journal import Journal
 from nebula_proxy.control.resources.keys import Keys
 from nebula_proxy.control.resources.nodes import Nodes
+from nebula_proxy.control.resources.operations import Operations
 from nebula_proxy.control.resources.replicas import Replicas
+from nebula_proxy.control.resources.requests import Requests
 from nebula_proxy.control.resources.service import Service
 
 log = structlog.get_logger(__name__)
@@ -59,7 +65,21 @@ def build_api(
 
 
 def resources(desk: Desk) -> tuple[Resource, ...]:
-    return (Service(desk), Cluster(desk), Nodes(desk), Deployments(desk), Replicas(desk), Journal(desk), Keys(desk))
+    return (
+        Service(desk),
+        Cluster(desk),
+        Nodes(desk),
+        Adopt(desk),
+        AdoptStore(desk),
+        Deployments(desk),
+        Replicas(desk),
+        Requests(desk),
+        Journal(desk),
+        Keys(desk),
+        Images(desk),
+        Cache(desk),
+        Operations(desk),
+    )
 
 
 def application(desk: Desk, *, lifespan: Lifespan | None = None) -> FastAPI:

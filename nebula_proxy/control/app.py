@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,17 +17,18 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from nebula_core.errors import SettingsError, StoreUnavailable, StoreUnfit
+from nebula_core.errors import StoreUnavailable, StoreUnfit
 from nebula_core.runtime.clock import Clock, SystemClock
 from nebula_core.runtime.tasks import TaskSupervisor
-from nebula_core.security.envelope import SigningKey
 from nebula_core.store.connection import connect
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Watcher
+from nebula_proxy.adapters.vitals import calm_collector
 from nebula_proxy.control.api import build_api
 from nebula_proxy.control.desk import Desk
 from nebula_proxy.control.planner import PlannerLoop, PlannerSettings
-from nebula_proxy.listening import BACKLOG, listen, require_free
+from nebula_proxy.control.signing import SigningKeys
+from nebula_proxy.listening import BACKLOG, CONTROL, listen
 from nebula_proxy.serving import OrderlyServer
 from nebula_proxy.settings import ProxySettings
 from nebula_proxy.traffic.connection import StrictProtocol
@@ -45,8 +46,8 @@ FINISH_SECONDS = 5.0
 class ControlServer(OrderlyServer):
     """uvicorn's server; ends the streams first, for they would never end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, plane: Plane, desk: Desk) -> None:
+        super().__init__(config, plane, drain_seconds=FINISH_SECONDS)
         self._desk = desk
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -62,7 +63,7 @@ class ControlProcess:
         self,
         settings: ProxySettings,
         store: Store,
-        key: SigningKey,
+        keys: SigningKeys,
         *,
         clock: Clock | None = None,
         planner_settings: PlannerSettings | None = None,
@@ -72,8 +73,18 @@ class ControlProcess:
         self.watcher = Watcher(store, self.clock)
         # A name people can read, of one process: the same machine may start another while this one ends.
         holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self.planner = PlannerLoop(store, self.watcher, key, self.clock, planner_settings, holder=holder)
-        self.desk = Desk(store, self.watcher, self.planner, self.clock, public_url=settings.public_url)
+        self.planner = PlannerLoop(
+            store, self.watcher, keys.current, self.clock, planner_settings, holder=holder, trusted=keys.trusted
+        )
+        self.desk = Desk(
+            store,
+            self.watcher,
+            self.planner,
+            self.clock,
+            keys,
+            public_url=settings.public_url,
+            data_dir=settings.data_dir,
+        )
         own = (settings.control.host,) if settings.control.host not in {"0.0.0.0", "::"} else ()
         app = build_api(
             self.desk,
@@ -94,14 +105,14 @@ class ControlProcess:
                 log_config=None,
                 server_header=False,
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=round(FINISH_SECONDS),
             ),
+            plane,
             self.desk,
         )
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listeners: list[socket.socket]) -> None:
         """Runs until SIGTERM or SIGINT."""
-        await self.server.serve(sockets=[listener])
+        await self.server.serve(sockets=listeners)
 
     async def _sweep(self) -> None:
         self.server.sweep()
@@ -117,6 +128,7 @@ class ControlProcess:
             tasks.repeat("events", hub.follow_events_quietly)
             tasks.every("sweep", SWEEP_SECONDS, self._sweep)
             tasks.every("store-check", CHECK_SECONDS, self._check)
+            calm_collector()
             log.info("control_started", pid=os.getpid(), holder=self.planner.holder)
             try:
                 yield
@@ -135,11 +147,16 @@ class ControlProcess:
             log.error("store_unfit", error=error.message, hint=error.hint)
 
 
-def run_control(settings: ProxySettings) -> None:
-    """A whole process. Raises SettingsError, PortTaken or StoreUnfit before anything is served."""
-    key = _signing_key(settings)
-    require_free(settings.control.host, settings.control.port, "the Control API")
-    [listener] = listen(settings.control.host, settings.control.port)
+def run_control(
+    settings: ProxySettings, listeners: list[socket.socket] | None = None, *, ready: Callable[[], None] | None = None
+) -> None:
+    """A whole process; without `listeners` it binds its port. Raises SettingsError, PortTaken or StoreUnfit before it serves.
+
+    `ready` is called once it listens.
+    """
+    keys = SigningKeys.load(settings)
+    if listeners is None:
+        listeners = listen(settings.control.host, settings.control.port, what=CONTROL)
 
     async def main() -> None:
         async with await connect(settings.store) as store:
@@ -148,25 +165,16 @@ def run_control(settings: ProxySettings) -> None:
                 await store.ensure_meta()
             except StoreUnavailable as error:
                 log.warning("started_without_store", error=str(error))
-            await ControlProcess(settings, store, key).serve(listener)
+            process = ControlProcess(settings, store, keys)
+            process.server.on_started = ready
+            await process.serve(listeners)
 
     with asyncio.Runner(loop_factory=_loop_factory) as runner:
         try:
             runner.run(main())
         finally:
-            listener.close()
-
-
-def _signing_key(settings: ProxySettings) -> SigningKey:
-    path = settings.control.signing_key_file
-    if path is None and settings.data_dir is not None:
-        path = settings.data_dir / "keys" / "signing.key"
-    if path is None:
-        raise SettingsError(
-            "the control process has no key to sign placements with",
-            hint="`nebula-proxy init --data DIR` makes one; name it in control.signing_key_file",
-        )
-    return SigningKey.load(path)
+            for listener in listeners:
+                listener.close()
 
 
 def _loop_factory() -> Any:

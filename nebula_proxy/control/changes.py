@@ -4,14 +4,18 @@ An edit answers the same object when there is nothing to do, so that saying a th
 for the preview with what the snapshot has and again for the writing with what the store has.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from nebula_core.planning.revision import STARTED_WITH, spec_difference
+from nebula_core.records.adoption import Adoption, AdoptTarget
 from nebula_core.records.deployment import Deployment, DeploymentSpec, Move
 from nebula_core.records.node import DrainIntent, NodeIntent
+from nebula_core.records.views import ReplicaView
 from nebula_proxy.control.refusals import CallRefused, conflict
 
 HISTORY_KEPT = 10
+#: Orders to take an engine in that are remembered beside a new one.
+MOST_ADOPTIONS = 255
 #: Expected by a caller to whom any will do, as long as there is one.
 ANY_GENERATION = -1
 
@@ -21,6 +25,77 @@ def apply_spec(former: Deployment | None, name: str, spec: DeploymentSpec, *, by
     if former is None:
         return Deployment(name=name, generation=1, spec=spec, updated_by=by, updated_at=at)
     return former if former.spec == spec else _next(former, spec, by=by, at=at)
+
+
+def with_free_names(following: Deployment, others: Mapping[str, Deployment]) -> Deployment:
+    """The same deployment; raises CallRefused when a model name of it is another's already.
+
+    Clients know deployments and adapters by one kind of name: two of the same would make it chance who answers.
+    """
+    taken = {
+        adapter.name: f"an adapter of {name}"
+        for name, other in others.items()
+        if name != following.name
+        for adapter in other.spec.adapters
+    } | {name: "a deployment" for name in others if name != following.name}
+    names = [(following.name, "the deployment")]
+    names += [(adapter.name, "the adapter") for adapter in following.spec.adapters]
+    for name, what in names:
+        if name in taken:
+            raise conflict(f"{what} {name!r} cannot be: {taken[name]} has that name", hint="choose another name")
+    if any(adapter.name == following.name for adapter in following.spec.adapters):
+        raise conflict(f"{following.name} has an adapter of its own name", hint="choose another name for the adapter")
+    return following
+
+
+def adopt(
+    former: Deployment | None, name: str, found: ReplicaView, served_model: str, *, by: str, at: float
+) -> Deployment:
+    """The deployment with one more replica: this engine, as it runs. Made from its command line where there is none."""
+    target = _target(found, served_model)
+    told = found.found.spec if found.found is not None else None
+    if former is None:
+        spec = told or DeploymentSpec.model_validate(
+            {"source": served_model, "engine": found.engine, "runtime": found.runtime, "gpus": len(found.gpus)}
+        )
+        order = Adoption(node=found.node, gpus=found.gpus, target=target, generation=1)
+        return Deployment(name=name, generation=1, spec=spec, updated_by=by, updated_at=at, adoptions=(order,))
+    if any(one.target == target for one in former.adoptions):
+        return former
+    if former.spec.engine != found.engine:
+        raise conflict(
+            f"{name} runs {former.spec.engine}, and {found.id} is {found.engine}", hint="take it in under another name"
+        )
+    if former.spec.autoscale is not None:
+        raise conflict(f"{name} scales itself: nothing is taken into it", hint="take it in under another name")
+    spec = former.spec.model_copy(update={"replicas": former.spec.replicas + 1})
+    following = _next(former, spec, by=by, at=at)
+    order = Adoption(node=found.node, gpus=found.gpus, target=target, generation=following.generation)
+    return following.model_copy(update={"adoptions": (*former.adoptions[-MOST_ADOPTIONS:], order)})
+
+
+def _target(found: ReplicaView, served_model: str) -> AdoptTarget:
+    """Raises CallRefused where the engine cannot be taken in as it stands."""
+    told = found.found
+    if told is None or found.managed:
+        raise conflict(f"{found.id} is managed already", hint="`nebula replicas` marks those that are not")
+    if told.why_not is not None:
+        raise conflict(f"{found.id} cannot be taken in: {told.why_not}", hint="put that right, then repeat")
+    if found.pid is None or told.pid_born is None or told.probe_host is None or found.endpoint is None:
+        raise conflict(
+            f"{found.id} cannot be taken in: its agent does not say which process it is", hint="update the agent"
+        )
+    if served_model not in told.served_models:
+        raise conflict(f"{found.id} does not serve {served_model!r}", hint=f"it serves {', '.join(told.served_models)}")
+    return AdoptTarget(
+        found=found.id,
+        pid=found.pid,
+        pid_born=told.pid_born,
+        container_id=found.container_id,
+        host=told.probe_host,
+        port=found.endpoint.port,
+        served_model=served_model,
+    )
 
 
 def scale(former: Deployment, replicas: int, *, by: str, at: float) -> Deployment:

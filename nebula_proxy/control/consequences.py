@@ -7,6 +7,7 @@ that goes on elsewhere does not clutter the dialog, and a neighbour who loses hi
 from collections.abc import Iterable
 from statistics import median
 
+from nebula_core.planning.fetches import planned_fetches
 from nebula_core.records.placement import Wanted
 from nebula_core.records.plan import Bucket, PlacementChange, Plan, PlanEntry, Unplaceable
 from nebula_core.records.replica import Phase
@@ -29,6 +30,7 @@ def consequences(
         inflight_affected=sum(view.inflight(replica) for replica in sorted(leaving)),
         last_ready=bool(silenced(view, plan)),
         estimated_ready_seconds=estimated_ready_seconds(view, plan),
+        fetches=planned_fetches(view, plan),
     )
 
 

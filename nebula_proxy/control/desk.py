@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from nebula_core.records.access import Principal
 from nebula_core.runtime.clock import Clock
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Watcher
 from nebula_proxy.control.actions import Actions
+from nebula_proxy.control.commands import Commander
 from nebula_proxy.control.following import Follower
+from nebula_proxy.control.live import LiveRequests
 from nebula_proxy.control.planner import PlannerLoop
+from nebula_proxy.control.signing import SigningKeys
 from nebula_proxy.control.views import Age, Look, Process, Views, exactly, in_steps
 from nebula_proxy.control.watching import WatchHub
 
@@ -21,15 +25,22 @@ class Desk:
         watcher: Watcher,
         planner: PlannerLoop,
         clock: Clock,
+        keys: SigningKeys,
         *,
         public_url: str | None = None,
+        data_dir: Path | None = None,
     ) -> None:
         self.store = store
         self.watcher = watcher
         self.planner = planner
         self.clock = clock
+        self.keys = keys
+        #: The folder shared with the workers of this machine, if there is one.
+        self.data_dir = data_dir
         self.hub = WatchHub(store, clock, self._views_in_steps)
+        self.live = LiveRequests(store, watcher, clock)
         self.actions = Actions(store, watcher, planner, clock)
+        self.commander = Commander(store, keys.current, clock)
         self.follower = Follower(store, watcher, self.hub, clock)
         self._openai_base_url = openai_base_url(public_url)
 
@@ -38,6 +49,7 @@ class Desk:
         now = self.clock.monotonic()
         process = Process(
             store_reachable=self.watcher.reachable,
+            store_doubt=self.watcher.doubt,
             snapshot_age_seconds=self.watcher.snapshot_age(now) or 0.0,
             leader=self.planner.leader,
             pid=os.getpid(),

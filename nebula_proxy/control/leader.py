@@ -10,19 +10,18 @@ sent can land before the first of ours. It also raises its epoch above every epo
 outlive a store that has lost its memory.
 """
 
+import asyncio
 from dataclasses import dataclass
 
 import structlog
 
 from nebula_core.errors import StoreUnavailable
+from nebula_core.records.placement import HIGHEST_CREDIBLE_EPOCH
 from nebula_core.records.snapshot import ClusterSnapshot
 from nebula_core.runtime.clock import Clock
 from nebula_core.store.store import Store
 
 log = structlog.get_logger(__name__)
-
-#: The scripts count in doubles. No cluster comes near this, so a report above it is broken or forged.
-HIGHEST_CREDIBLE_EPOCH = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,7 @@ class Lease:
         self._write_from = 0.0
         self._try_at = 0.0
         self._other_led = False
+        self._turn = asyncio.Lock()
 
     @property
     def epoch(self) -> int | None:
@@ -64,8 +64,20 @@ class Lease:
     def may_write(self) -> bool:
         return self.epoch is not None and self._clock.monotonic() >= self._write_from
 
+    @property
+    def wait_seconds(self) -> float:
+        """How long until this one may write, if it keeps the lease; 0 when it may, or when it does not lead."""
+        return 0.0 if self.epoch is None else max(0.0, self._write_from - self._clock.monotonic())
+
     async def hold(self, *, above: int = 0) -> int | None:
-        """Renews the lease when that is due, or tries to get it. Raises StoreUnavailable while it holds none."""
+        """Renews the lease when that is due, or tries to get it. Raises StoreUnavailable while it holds none.
+
+        One at a time: of two grants the later one is the higher, whoever hears of it first.
+        """
+        async with self._turn:
+            return await self._hold(above)
+
+    async def _hold(self, above: int) -> int | None:
         if self._epoch is not None and self.epoch is None:
             self._lose("its time was over before it was renewed")
         if self._epoch is not None and above > self._epoch:

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from nebula_core.errors import NebulaError
+from nebula_core.records.store_memory import StoreDoubt
 
 
 class CallRefused(NebulaError):
@@ -78,10 +79,11 @@ def store_away(age: float | None) -> CallRefused:
     )
 
 
-def store_emptied() -> CallRefused:
+def store_in_doubt(doubt: StoreDoubt) -> CallRefused:
+    how = "without what it held" if doubt is StoreDoubt.EMPTIED else "as an older copy of itself"
     return CallRefused(
         503,
-        "store_emptied",
-        "the store came back without what it held: nothing is changed in it, and nothing is stopped",
-        hint="put the store's own files back and start it again; what is shown is what was known before",
+        f"store_{doubt.value}",
+        f"the store came back {how}: nothing is changed in it, and nothing is stopped",
+        hint="put the store's own files back and start it again, or write back what runs: `nebula adopt --store --dry-run`",
     )

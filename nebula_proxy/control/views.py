@@ -26,6 +26,7 @@ from nebula_core.records.replica import OCCUPYING, STARTING, Phase, ReplicaStatu
 from nebula_core.records.report import ModelTraffic
 from nebula_core.records.sample import GpuSample, HostSample
 from nebula_core.records.snapshot import ClusterSnapshot, NodeState, Received
+from nebula_core.records.store_memory import StoreDoubt
 from nebula_core.records.views import ClusterView, DeploymentView, GpuView, NodeView, ProxyView, ReplicaView
 
 Age = Callable[[float], float]
@@ -52,6 +53,7 @@ class Process:
     """What the control process knows of itself and of its store."""
 
     store_reachable: bool = True
+    store_doubt: StoreDoubt | None = None
     snapshot_age_seconds: float = 0.0
     leader: tuple[str, int] | None = None
     pid: int | None = None
@@ -271,6 +273,12 @@ class Look:
                 ),
                 "load_seconds": status.load_seconds,
                 "failure_log": status.failure_log,
+                "first_failure_reason": status.first_failure_reason,
+                "first_failure_log": status.first_failure_log,
+                "evidence": status.evidence,
+                "health": status.health,
+                "metrics_schema": status.metrics_schema,
+                "found": status.found,
                 "ejected": self._ejected.get(status.id, {}),
             },
         )
@@ -389,6 +397,7 @@ class Look:
             epoch=None if process.leader is None else process.leader[1],
             store_reachable=process.store_reachable,
             snapshot_age_seconds=self._age(process.snapshot_age_seconds),
+            store_doubt=process.store_doubt,
             brake=self._plan.brake,
             proxies=tuple(
                 ProxyView(

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-#: Two periods of the agents' samples, and a half for the way.
-SAMPLE_FRESH_SECONDS = 2.5
+#: Two periods of the agents' samples: overload is a lease of that length, renewed by the next one that says so.
+SAMPLE_FRESH_SECONDS = 2.0
+#: A replica that has just become ready gets its whole share after so long: its caches are cold, its kernels not compiled.
+SLOW_START_SECONDS = 30.0
+#: With this share it begins.
+SLOW_START_LEAST = 0.1
 
 
 class Standing(IntEnum):
@@ -42,6 +46,22 @@ class Candidate(NamedTuple):
     max_waiting: int
     max_kv_cache_usage: float
     max_inflight: int
+    running: int | None = None
+    #: Open requests of this process when the sample came: what was sent since is not in its figures.
+    inflight_at_sample: int = 0
+    #: Bytes of prompts that other proxies sent there and nobody has a first token of.
+    unread_elsewhere: int = 0
+    #: Share of the traffic against the others: below 1 while it starts slowly, 0 takes none while others stand.
+    weight: float = 1.0
+    #: Its bit in the model's prefix index; 0 has none.
+    seat: int = 0
+    #: Other proxies in which requests wait for it: then nobody keeps more of it than an even share.
+    rivals: int = 0
+
+
+def slow_start(seconds: float) -> float:
+    """The share of a replica that became ready so many seconds ago."""
+    return 1.0 if seconds >= SLOW_START_SECONDS else max(SLOW_START_LEAST, seconds / SLOW_START_SECONDS)
 
 
 def untried(candidates: Sequence[Candidate], without: str | None) -> int:

@@ -23,6 +23,8 @@ class Evidence(StrEnum):
     REFUSED = "refused"
     CONNECT_TIMEOUT = "connect_timeout"
     LOST = "lost"
+    #: Nothing moves on it though it has work (`decisions/progress`).
+    HANG = "hang"
     MALFORMED = "malformed"
     #: These need two within the window.
     ERROR = "error"
@@ -31,7 +33,11 @@ class Evidence(StrEnum):
 
 #: Nobody is there. After anything else it is put out only as long as another endpoint stands.
 UNREACHABLE = frozenset({Evidence.REFUSED, Evidence.CONNECT_TIMEOUT})
-_AT_ONCE = frozenset({Evidence.REFUSED, Evidence.CONNECT_TIMEOUT, Evidence.LOST})
+_AT_ONCE = frozenset({Evidence.REFUSED, Evidence.CONNECT_TIMEOUT, Evidence.LOST, Evidence.HANG})
+#: To ask a closed port again costs nobody anything, and whoever was alone there is missed.
+_REFUSED_SECONDS = 5.0
+#: A hung engine accepts a probe and lets it wait; a restart makes it another one before long.
+_HANG_SECONDS = 15.0
 
 
 class Health(NamedTuple):
@@ -55,17 +61,24 @@ class Health(NamedTuple):
 
 
 def struck(health: Health | None, evidence: Evidence, engine_epoch: str | None, now: float) -> Health:
-    """After one failure. Failures of requests sent before it was put out do not prolong the time."""
+    """After one failure. Failures of requests sent before it was put out do not prolong the time.
+
+    That nobody is there is said all the same: an engine that died breaks its streams first, and its port refuses then. Who
+    only failed a moment ago is tried again where nothing better stands; who is gone is not.
+    """
     if health is not None and health.engine_epoch != engine_epoch:
         health = None
     if health is not None and now < health.out_until:
-        return health
+        worse = evidence in UNREACHABLE and health.evidence not in UNREACHABLE
+        return health._replace(evidence=evidence) if worse else health
     if evidence not in _AT_ONCE and (health is None or not health.probing):
         first = health is None or (health.times == 0 and now - health.struck_at > WINDOW_SECONDS)
         if first:
             return Health(engine_epoch, evidence, 0.0, now, 0)
     times = (health.times if health is not None else 0) + 1
-    seconds = min(LONGEST_SECONDS, BASE_SECONDS * 2 ** (times - 1))
+    longest = _REFUSED_SECONDS if evidence is Evidence.REFUSED else LONGEST_SECONDS
+    base = _HANG_SECONDS if evidence is Evidence.HANG else BASE_SECONDS
+    seconds = min(longest, base * 2 ** (times - 1))
     return Health(engine_epoch, evidence, now + seconds, now, times)
 
 

@@ -32,7 +32,7 @@ _SINGLE = frozenset(
     }
 )
 _HOST = re.compile(rb"[A-Za-z0-9._\-]*(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?").fullmatch
-_LOOKS_ODD = re.compile(rb"//|\\|/\.\.?(/|\?|$)|%2[eEfF]|%5[cC]|%00|[\x00-\x20\x7f-\xff#]").search
+_LOOKS_ODD = re.compile(rb"//|\\|/\.\.?([/?;]|$)|%2[eEfF]|%5[cC]|%00|[\x00-\x20\x7f-\xff#]").search
 #: Headers that need a look at their value, or whose mere presence is refused.
 _TELLING = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"trailer", b"upgrade"})
 
@@ -95,6 +95,14 @@ def _check_closely(
     elif coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
         return bad_request("Only `Transfer-Encoding: chunked` of HTTP/1.1 is accepted", hint="send Content-Length")
     return _check_rare(method, by_name)
+
+
+def check_cold(method: bytes) -> Refusal | None:
+    """What is asked besides of a head that is no inference call."""
+    if method == b"CONNECT":
+        # The parser takes what follows for a tunnel.
+        return bad_request("There are no tunnels here", hint="send the request itself")
+    return None
 
 
 def _check_target(target: bytes) -> Refusal | None:

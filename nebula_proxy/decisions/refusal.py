@@ -49,6 +49,17 @@ def too_slow(what: str) -> Refusal:
     return Refusal(408, "request_timeout", f"The {what} did not come in time", "send the request without pauses")
 
 
+def previous_response_gone(replica: str) -> Refusal:
+    """The code is OpenAI's."""
+    return Refusal(
+        404,
+        "previous_response_not_found",
+        f"The previous response was held by {replica}, which is gone or was started anew",
+        "send the whole conversation as `input`, without `previous_response_id`",
+        "previous_response_id",
+    )
+
+
 def invalid_key() -> Refusal:
     return Refusal(
         401,
@@ -77,9 +88,7 @@ def model_not_found(model: str, known: list[str]) -> Refusal:
     return Refusal(404, "model_not_found", f"There is no model {model[:128]!r}", f"known: {listed}", "model")
 
 
-_PATHS = (
-    f"POST {', '.join(sorted(path.decode() for path in CALLS))}; GET /v1/models, /v1/models/{{id}}, /health, /metrics"
-)
+_PATHS = f"POST {', '.join(sorted(path.decode() for path in CALLS))}; GET /v1/models, /v1/models/{{id}}, /health, /metrics, /openapi.json"
 
 
 def unknown_path(path: str) -> Refusal:
@@ -90,23 +99,55 @@ def method_not_allowed(method: str, path: str) -> Refusal:
     return Refusal(405, "method_not_allowed", f"{method[:16]} is not possible on {path[:128]!r}", _PATHS)
 
 
-def rate_limited(limit: int, roll: float) -> Refusal:
+def rate_limited(limit: str, retry_after: int) -> Refusal:
+    """`limit` completes the sentence, for example "it may have 60 requests per minute"."""
     return Refusal(
         429,
         "rate_limited",
-        f"This key has {limit} requests open, which is its limit",
-        "wait for one to end",
-        retry_after=jittered(1.0, roll),
+        f"This key is at its limit: {limit}",
+        "try again after the seconds of Retry-After; an admin gives keys their limits",
+        retry_after=retry_after,
     )
 
 
-def overloaded(model: str, roll: float) -> Refusal:
+def overloaded(model: str, retry_after: int) -> Refusal:
     return Refusal(
         429,
         "overloaded",
         f"Every replica of {model!r} is saturated",
         "try again after the seconds of Retry-After, or scale the deployment up",
+        retry_after=retry_after,
+    )
+
+
+def proxy_overloaded(cause: str, roll: float) -> Refusal:
+    """Short of something is this process, the engines may be idle."""
+    return Refusal(
+        503,
+        "proxy_overloaded",
+        f"This proxy is short of {cause} and takes no new requests for a moment",
+        "wait as Retry-After says and try again",
         retry_after=jittered(2.0, roll),
+    )
+
+
+def queue_full(model: str, waiting: int, retry_after: int) -> Refusal:
+    return Refusal(
+        429,
+        "queue_full",
+        f"Every replica of {model!r} is saturated and {waiting} requests wait already",
+        "try again after the seconds of Retry-After, or scale the deployment up",
+        retry_after=retry_after,
+    )
+
+
+def wait_expired(model: str, seconds: float, retry_after: int) -> Refusal:
+    return Refusal(
+        503,
+        "wait_expired",
+        f"No replica of {model!r} had room within {seconds:.1f} s",
+        "try again after the seconds of Retry-After, or scale the deployment up",
+        retry_after=retry_after,
     )
 
 
@@ -154,6 +195,24 @@ def engine_timeout(replica: str, seconds: float) -> Refusal:
         "try again, or with a shorter prompt",
         retry_after=2,
     )
+
+
+def engine_hangs(replica: str) -> Refusal:
+    return Refusal(504, "engine_timeout", f"Replica {replica} hangs: nothing moves on it", "try again", retry_after=2)
+
+
+def quarantined(seconds: float) -> Refusal:
+    return Refusal(
+        422,
+        "request_quarantined",
+        "This very request was running when several engines died, so it is not sent to another one",
+        f"change the request, or send it again in {math.ceil(seconds)} s; an operator finds it as `quarantined` in the log",
+    )
+
+
+def cancelled() -> Refusal:
+    """499 is nginx's number for a request that its client gave up; nobody retries it."""
+    return Refusal(499, "request_cancelled", "An operator cancelled this request", "ask who runs this cluster for why")
 
 
 def internal_error(request_id: str) -> Refusal:

@@ -1,59 +1,39 @@
-"""Which replica takes a request: filter (candidates), score, pick.
+"""Which replica takes a request: filter (`field`), score (`strategies`), pick.
 
-A strategy is one function from a candidate to a number, lower is better. Equal scores take turns, so that cold
-replicas share evenly and no order of names is favoured.
+Pick: the lowest score. Equals are told apart by rendezvous where the strategy gives a key, so that all processes send
+the same prefix to the same place; else two of them are drawn, in turn, and the one with the emptier KV cache is taken
+(power of two choices: whoever decides by figures that others see too must not always take the same best one).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache
-from types import MappingProxyType
+from math import isinf, isnan
 from typing import NamedTuple
 
-from nebula_proxy.decisions.candidates import SAMPLE_FRESH_SECONDS, Candidate, Standing
+from nebula_proxy.decisions.candidates import Standing
+from nebula_proxy.decisions.field import Field, Weighed, weighed
+from nebula_proxy.decisions.rendezvous import nearest
+from nebula_proxy.decisions.strategies import BUILT_IN, FALLBACK_STRATEGY, Ask, Strategy, Verdict
 
-Score = Callable[[Candidate], float]
-
-
-def least_pending(candidate: Candidate) -> float:
-    """Open requests of all proxies, and what waits inside the engine while that figure is fresh."""
-    pending = candidate.inflight + candidate.elsewhere
-    if candidate.waiting is not None and candidate.sample_age <= SAMPLE_FRESH_SECONDS:
-        return pending + candidate.waiting
-    return pending
-
-
-def least_kv_cache(candidate: Candidate) -> float:
-    """Fill of the KV cache while fresh, else as if half full; open requests count a little, so that a burst between
-    two samples does not fall on one replica.
-    """
-    usage = candidate.kv_cache_usage if candidate.sample_age <= SAMPLE_FRESH_SECONDS else None
-    pending = candidate.inflight + candidate.elsewhere
-    return (0.5 if usage is None else usage) + pending / candidate.max_inflight
-
-
-def round_robin(candidate: Candidate) -> float:  # noqa: ARG001 - a score for everyone
-    """All are equal, and equals take turns. For comparison in benchmarks only."""
-    return 0.0
-
-
-STRATEGIES: Mapping[str, Score] = MappingProxyType(
-    {"least_pending": least_pending, "least_kv_cache": least_kv_cache, "round_robin": round_robin}
-)
-DEFAULT_STRATEGY = "least_pending"
-
-#: Members of an enumeration cost an attribute lookup each time; the loop below looks at them for every candidate.
-_SOUND, _PROBE, _OUT = Standing.SOUND, Standing.PROBE, Standing.OUT
+_NOTHING: Mapping[str, int] = {}
 
 
 class Choice(NamedTuple):
-    candidate: Candidate
+    replica: str
     strategy: str
-    #: One word, for the metric: `only`, `lowest`, `tie`, `pinned`, `fallback`.
+    #: One word, for the metric: `only`, `lowest`, `tie`, `prefix`, `cold`, `session`, `guard`, `pinned`, `fallback` …
     reason: str
     score: float
     #: How many it was chosen from: those of the best standing, with room.
     of: int
+    #: Its place in the field.
+    place: int = 0
+    #: What it was made with, for whoever asks why; None when an operator pinned the replica.
+    verdict: Verdict | None = None
+    weighed: Weighed | None = None
+    #: Why the strategy that was asked for did not decide.
+    problem: str | None = None
 
 
 class NoChoice(Enum):
@@ -64,61 +44,103 @@ class NoChoice(Enum):
 
 
 def choose(
-    candidates: Sequence[Candidate], strategy: str, turn: int, *, without: str | None = None
+    field: Field,
+    strategy: str,
+    turn: int,
+    *,
+    inflight: Mapping[str, int] = _NOTHING,
+    unread: Mapping[str, int] = _NOTHING,
+    ask: Ask | None = None,
+    strategies: Mapping[str, Strategy] = BUILT_IN,
 ) -> Choice | NoChoice:
-    """The candidate with the lowest score among those of the best standing that have room.
+    """The replica a strategy scores lowest among those of the best standing that have room.
 
-    `turn` counts up with every call and decides between equals; `without` is a replica that was tried already. One
-    that is due for a probe counts as sound, so that it gets its chance while others stand. One loop for filter,
-    admission and score: with 64 candidates every pass counts.
+    `inflight` and `unread` are what this process has open, by replica: requests, and bytes of prompts without a first
+    token. `turn` counts up with every call and decides between equals.
     """
-    score = STRATEGIES.get(strategy)
-    fallback = score is None
+    if not field.replicas:
+        return NoChoice.NOBODY if field.tier is Standing.OUT else NoChoice.SATURATED
+    now = weighed(field, inflight, unread)
+    field = now.field
+    if not field.replicas:
+        return NoChoice.SATURATED
+    ask = ask or Ask()
+    score = strategies.get(strategy)
+    problem = None
     if score is None:
-        # A strategy of the deployment that this proxy does not know: said, not guessed.
-        score, strategy = STRATEGIES[DEFAULT_STRATEGY], DEFAULT_STRATEGY
-    tier = _OUT
-    best = float("inf")
-    roomy = 0
-    equals: list[Candidate] = []
-    for candidate in candidates:
-        standing = candidate.standing
-        if standing:
-            if standing is _PROBE:
-                standing = _SOUND
-            elif standing is _OUT:
-                continue
-        if standing > tier or candidate.replica == without:
-            continue
-        if standing < tier:
-            tier = standing
-            best = float("inf")
-            roomy = 0
-            equals = []
-        # `saturation(candidate) >= 1`, written out: a call per candidate would cost as much as all the rest.
-        if candidate.inflight + candidate.elsewhere >= candidate.max_inflight:
-            continue
-        if candidate.sample_age <= SAMPLE_FRESH_SECONDS:
-            waiting, usage = candidate.waiting, candidate.kv_cache_usage
-            if (waiting and waiting >= candidate.max_waiting) or (usage and usage >= candidate.max_kv_cache_usage):
-                continue
-        roomy += 1
-        value = score(candidate)
-        if value < best:
-            best = value
-            equals = [candidate]
-        elif value == best:
-            equals.append(candidate)
-    if not equals:
-        return NoChoice.NOBODY if tier is _OUT else NoChoice.SATURATED
-    if len(equals) == 1:
-        chosen, reason = equals[0], "only" if roomy == 1 else "lowest"
+        problem = f"there is no strategy {strategy!r} here"
+        verdict = Verdict(BUILT_IN[FALLBACK_STRATEGY](ask, now))  # type: ignore[arg-type] # plain scores
     else:
-        chosen, reason = equals[turn % len(equals)], "tie"
-    return Choice(chosen, strategy, "fallback" if fallback else reason, best, roomy)
+        try:
+            given = score(ask, now)
+            verdict = given if type(given) is Verdict else Verdict(given)  # type: ignore[arg-type] # the other one
+            if strategies is not BUILT_IN and score not in _TRUSTED:
+                problem = _fault(verdict, len(field.replicas))
+        except Exception as error:
+            # A plug-in of somebody else: its failure must not be the request's.
+            problem = f"strategy {strategy!r} failed: {type(error).__name__}"
+        if problem is not None:
+            verdict = Verdict(BUILT_IN[FALLBACK_STRATEGY](ask, now))  # type: ignore[arg-type] # plain scores
+    if problem is not None:
+        strategy = FALLBACK_STRATEGY
+    scores = verdict.scores
+    of = len(scores)
+    lowest = min(scores)
+    if of == 1:
+        place, reason = 0, "only"
+    else:
+        slack = verdict.slack
+        if not slack and scores.count(lowest) == 1:
+            place, reason = scores.index(lowest), "lowest"
+        else:
+            equals = [place for place, value in enumerate(scores) if value <= lowest + slack]
+            place, reason = equals[0], "lowest"
+            if len(equals) > 1:
+                reason = "tie"
+                place = _of_equals(equals, verdict, field, turn)
+        reason = verdict.reason or reason
+    if problem is not None:
+        reason = "fallback"
+    return Choice(field.replicas[place], strategy, reason, scores[place], of, place, verdict, now, problem)
+
+
+_TRUSTED = frozenset(BUILT_IN.values())
+
+
+def _of_equals(equals: list[int], verdict: Verdict, field: Field, turn: int) -> int:
+    if verdict.tie is not None:
+        return nearest(verdict.tie, field.names, equals)
+    count = len(equals)
+    first = equals[turn % count]
+    if not verdict.drawn:
+        return first
+    second = equals[(turn + 1 + turn // count % (count - 1)) % count]
+    kv = field.kv
+    return second if kv[second] < kv[first] else first
+
+
+def _fault(verdict: Verdict, count: int) -> str | None:
+    """What is wrong with the answer of a plug-in."""
+    if len(verdict.scores) != count:
+        return f"it scored {len(verdict.scores)} of {count}"
+    if any(isnan(score) for score in verdict.scores) or isinf(min(verdict.scores)):
+        return "it left no replica to be taken"
+    return None
+
+
+def explain(choice: Choice, *, full: bool = True) -> str:
+    """A choice in one line, for people: header and log.
+
+    What a strategy keeps private (a known prefix tells of other callers' prompts) is said in `full` alone.
+    """
+    verdict = choice.verdict
+    if verdict is None or not verdict.private or full:
+        return _line(choice.strategy, choice.reason, choice.score, choice.of)
+    return _line(choice.strategy, "", None, choice.of)
 
 
 @lru_cache(maxsize=4096)
-def explain(strategy: str, reason: str, score: float, of: int) -> str:
-    """A choice in one line, for people: header and log. Remembered, because few differ."""
-    return f"{strategy}; {reason}; score={score:g}; of={of}"
+def _line(strategy: str, reason: str, score: float | None, of: int) -> str:
+    """Remembered, because few differ."""
+    words = [strategy, reason, "" if score is None else f"score={score:g}", f"of={of}"]
+    return "; ".join(word for word in words if word)

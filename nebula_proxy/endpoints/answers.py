@@ -12,6 +12,11 @@ def json_answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def refusal_answer(refusal: Refusal) -> Response:
-    headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after), "x-should-retry": "true"}
+def refusal_answer(refusal: Refusal, allow: str | None = None) -> Response:
+    """`allow` names the methods that are possible, for a 405."""
+    headers = {"x-should-retry": "false"} if refusal.status < 500 else {}
+    if refusal.retry_after is not None:
+        headers = {"retry-after": str(refusal.retry_after), "x-should-retry": "true"}
+    if allow is not None:
+        headers["allow"] = allow
     return Response(refusal.body(), refusal.status, headers, media_type="application/json")

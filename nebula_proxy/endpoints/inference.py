@@ -32,7 +32,7 @@ class Inference:
         if call is None:
             await refusal_answer(unknown_path(scope["path"]))(scope, receive, send)
         elif scope["method"] != "POST":
-            await refusal_answer(method_not_allowed(scope["method"], scope["path"]))(scope, receive, send)
+            await refusal_answer(method_not_allowed(scope["method"], scope["path"]), "POST")(scope, receive, send)
         else:
             await self._serve(call, scope, receive, send)
 
@@ -56,7 +56,10 @@ class Inference:
             else:
                 await refusal_answer(too_large(limit))(scope, receive, send)
             return
-        downstream = _AsgiDownstream(whole_only=scope.get("http_version") == "1.0")
+        client = scope.get("client")
+        downstream = _AsgiDownstream(
+            whole_only=scope.get("http_version") == "1.0", peer=client[0] if client is not None else None
+        )
         exchange = Exchange(self._plane, downstream, call, headers, b"".join(parts))
         watcher = asyncio.create_task(_watch(receive, exchange, downstream), name="client watch")
         try:
@@ -79,7 +82,8 @@ async def _watch(receive: Receive, exchange: Exchange, downstream: "_AsgiDownstr
 class _AsgiDownstream:
     """Takes what the exchange hands over and sends it at the client's pace."""
 
-    def __init__(self, *, whole_only: bool) -> None:
+    def __init__(self, *, whole_only: bool, peer: str | None = None) -> None:
+        self.peer = peer
         #: HTTP/1.0 knows no chunks, and ASGI no other answer of unknown length: such an answer is collected first.
         self._whole_only = whole_only
         self._messages: deque[Message] = deque()

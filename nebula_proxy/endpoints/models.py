@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from nebula_proxy.decisions.refusal import invalid_key, model_not_allowed, model_not_found
 from nebula_proxy.endpoints.answers import json_answer, refusal_answer
+from nebula_proxy.endpoints.shapes import ModelCard, ModelList
 from nebula_proxy.traffic.authentication import Pass
 from nebula_proxy.traffic.plane import Plane
 from nebula_proxy.traffic.routing_table import ModelRoutes
@@ -23,7 +24,7 @@ class Models:
             return refusal_answer(invalid_key())
         models = self._plane.table.models
         data = [self._entry(name, models[name]) for name in sorted(models) if caller.principal.may_use(name)]
-        return json_answer({"object": "list", "data": data})
+        return json_answer(ModelList(data=data))
 
     async def one(self, request: Request) -> Response:
         caller = self._caller(request)
@@ -41,14 +42,16 @@ class Models:
     def _caller(self, request: Request) -> Pass | None:
         return self._plane.authenticator.check(dict(request.scope["headers"]))
 
-    def _entry(self, name: str, routes: ModelRoutes) -> dict[str, object]:
+    def _entry(self, name: str, routes: ModelRoutes) -> ModelCard:
         view = routes.view
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "nebula",
-            "ready": len(view.endpoints),
-            "starting": view.starting,
-            "wanted": view.wanted,
-        }
+        return ModelCard(
+            id=name,
+            created=self._created,
+            # As vLLM tells an adapter from its model; where its files are is nobody's business.
+            root=view.model,
+            parent=None if name == view.model else view.model,
+            max_model_len=view.max_model_len,
+            ready=len(view.endpoints),
+            starting=view.starting,
+            wanted=view.wanted,
+        )

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nebula_core.records.access import ApiKey, Principal, Role
+from nebula_core.records.access import ApiKey, KeyLimits, Principal, Role
 from nebula_core.security.credentials import check_token
 
 #: Tokens remembered at once; beyond it the memory starts anew.
@@ -22,20 +22,44 @@ class Pass:
     #: Models it may use; None is all.
     models: frozenset[str] | None
     max_inflight: int | None
+    max_priority: int
+    #: Its limits, where one must be kept together with other workers; else None.
+    limits: KeyLimits | None
     #: Unix seconds.
     expires_at: float | None
-
-    @property
-    def operator(self) -> bool:
-        return self.principal.role.includes(Role.OPERATOR)
+    #: Asked of every request, so both are worked out once: may do what an operator may; is more than a mere client.
+    operator: bool
+    person: bool
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
 
 
-def _pass(principal: Principal, max_inflight: int | None = None, expires_at: float | None = None) -> Pass:
+#: Highest priority that a key may ask for which says none: from the role `operator` on, and below it.
+OPERATORS_PRIORITY = 10
+CLIENTS_PRIORITY = 0
+
+
+def _pass(principal: Principal, key: ApiKey | None = None) -> Pass:
     models = None if principal.models is None else frozenset(principal.models)
-    return Pass(principal, principal.key_id, models, max_inflight, expires_at)
+    operator = principal.role.includes(Role.OPERATOR)
+    person = principal.role is not Role.CLIENT
+    priority = OPERATORS_PRIORITY if operator else CLIENTS_PRIORITY
+    if key is None:
+        return Pass(principal, principal.key_id, models, None, priority, None, None, operator, person)
+    if key.max_priority is not None:
+        priority = key.max_priority
+    return Pass(
+        principal,
+        principal.key_id,
+        models,
+        key.max_inflight,
+        priority,
+        key if key.is_shared else None,
+        key.expires_at,
+        operator,
+        person,
+    )
 
 
 _ANYONE = _pass(ANYONE)
@@ -71,8 +95,7 @@ class Authenticator:
         principal = check_token(token.decode("latin-1"), self._keys, time.time())
         if principal is None:
             return None if self._required else _ANYONE
-        key = self._keys[principal.key_id]
-        checked = _pass(principal, key.max_inflight, key.expires_at)
+        checked = _pass(principal, self._keys[principal.key_id])
         if len(self._known) >= REMEMBERED:
             self._known.clear()
         self._known[given] = checked

@@ -10,22 +10,27 @@ timer per request: the plane's sweep asks every connection once a second.
       └─ keep-alive over ─► closed
 """
 
+import asyncio
 import socket
 import struct
 from enum import IntEnum
 from typing import Any, NoReturn
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from nebula_proxy.decisions.framing import MAX_HEAD_BYTES, check_head, too_many_bytes
-from nebula_proxy.decisions.refusal import Refusal, bad_request, head_too_large, too_slow
+from nebula_core.runtime.outbox import Outbox
+from nebula_proxy.decisions.framing import MAX_HEAD_BYTES, check_cold, check_head, too_many_bytes
+from nebula_proxy.decisions.refusal import Refusal, bad_request, head_too_large, proxy_overloaded, too_slow
 from nebula_proxy.traffic.plane import Limits, Plane
 
 #: After a refusal the rest of the request is read and thrown away for so long, so that the client gets to read the
 #: answer: a socket closed with unread bytes resets, and the reset overtakes the answer.
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * 1024 * 1024
+#: So much may lie here that the client's socket does not take; beyond it the engine is not read any more. The kernel's buffer
+#: (megabytes, where it has them) carries a fast client over any pause of ours; what lies here is a slow one's.
+WRITE_BUFFER_BYTES = 16 * 1024
 #: Requests that may wait behind one that is being answered.
 PIPELINE = 16
 #: The extension of the ASGI scope under which an application finds its connection.
@@ -44,6 +49,15 @@ STATUS_LINES = {
 
 def status_line(status: int) -> bytes:
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+_FULL_BODY = proxy_overloaded("connections", 0.5).body()
+#: To a connection that is closed as soon as it came.
+_FULL = b"%bretry-after: 2\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+    STATUS_LINES[503],
+    len(_FULL_BODY),
+    _FULL_BODY,
+)
 
 
 class Phase(IntEnum):
@@ -67,6 +81,7 @@ class StrictProtocol(HttpToolsProtocol):
 
     plane: Plane
     limits: Limits
+    outbox: Outbox
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,15 +95,42 @@ class StrictProtocol(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         #: The request before the one being received, when it was not answered yet at its head.
         self._behind: Any = None
-        #: While discarding: an answer is still being given.
+        #: The cycle that uvicorn works on.
+        self._running: Any = None
+        #: While discarding: an answer is still being given, and what is to be said after it.
         self._answering = False
+        self._due: Refusal | None = None
+        #: Counted among the open connections, under this address.
+        self.booked = False
+        self.address: str | None = None
 
     @classmethod
     def bound_to(cls, plane: Plane) -> type["StrictProtocol"]:
         """A class of its own for this plane: uvicorn makes the instances."""
-        return type(cls.__name__, (cls,), {"plane": plane, "limits": plane.limits})
+        return type(cls.__name__, (cls,), {"plane": plane, "limits": plane.limits, "outbox": plane.client.outbox})
 
     # From the socket
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self.address = None if self.client is None else self.client[0]
+        self.booked = self.plane.guard.admits(self.address)
+        if not self.booked:
+            self.phase = _DISCARDING
+            transport.write(_FULL)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        running, self._running = self._running, None
+        if running is not None and not running.response_complete:
+            # uvicorn tells the latest request alone; the one being answered may stand before it.
+            running.disconnected = True
+            running.message_event.set()
+        if self.booked:
+            self.booked = False
+            self.plane.guard.left(self.address)
 
     def data_received(self, data: bytes) -> None:
         if self.phase is _DISCARDING:
@@ -98,7 +140,10 @@ class StrictProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # `GET` with an Upgrade header: answered as a plain request, the rest is not ours
+            # `GET` with an Upgrade header: answered as a plain request. The parser takes the rest for another protocol,
+            # so nothing on this connection could be told apart from here on.
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
         except httptools.HttpParserError as error:
             self._refuse_framing(self._refusal or bad_request(f"This is not HTTP/1.1: {error}", hint="see RFC 9112"))
             return
@@ -142,6 +187,8 @@ class StrictProtocol(HttpToolsProtocol):
         before = self.cycle
         self._behind = None if before is None or before.response_complete else before
         if not self.take(method, version, by_name):
+            if (refusal := check_cold(method)) is not None:
+                self._stop(refusal)
             self._pass_on(b"expect" in by_name)
         # What the parser calls a header from here on is a trailer; uvicorn would take it for a header (M3).
         self.headers = []
@@ -173,6 +220,8 @@ class StrictProtocol(HttpToolsProtocol):
         extensions: dict[str, Any] = {CONNECTION: self}
         self.scope["extensions"] = extensions
         super().on_headers_complete()
+        if self.plane.draining and self.cycle is not None:
+            self.cycle.keep_alive = False
         if self.pipeline and len(self.pipeline) < PIPELINE:
             # uvicorn stops reading while a request waits; then nobody would notice that the client has gone.
             self.flow.resume_reading()
@@ -185,7 +234,13 @@ class StrictProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.phase is _DISCARDING:
-            self.transport.close()
+            due = self._due
+            if self.pipeline:
+                self.loop.call_soon(self._next)
+            elif due is not None:
+                self.refuse(due)
+            else:
+                self.close()
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
@@ -196,6 +251,10 @@ class StrictProtocol(HttpToolsProtocol):
             self.phase = _IDLE
             self.since = self.loop.time()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def _next(self) -> None:
         if self.pipeline and not self.transport.is_closing():
             cycle, app = self.pipeline.pop()
@@ -205,8 +264,24 @@ class StrictProtocol(HttpToolsProtocol):
         """For the ASGI application: this connection shall end with the answer that is being given."""
         self.cycle.keep_alive = False
 
+    def drain(self, idle_long_enough: bool) -> None:
+        """The process goes away: nothing follows what is being answered; without it, the end when it was idle for a while."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.phase is _IDLE:
+            if idle_long_enough:
+                self.close()
+        elif self.phase is _BUSY and not self.pipeline and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def close(self) -> None:
+        """Behind what is due of its answers."""
+        self.outbox.flush()
+        self.transport.close()
+
     def abort(self, *, reset: bool = False) -> None:
         """No proper end for the answer that is being given. `reset` where only that can be told from an end."""
+        self.outbox.flush()
         raw = self.transport.get_extra_info("socket")
         if reset and raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -217,13 +292,19 @@ class StrictProtocol(HttpToolsProtocol):
         raise _Refused
 
     def _refuse_framing(self, refusal: Refusal) -> None:
-        """The bytes cannot be trusted any more: answer, unless an earlier answer is still due, and close."""
+        """The bytes cannot be trusted any more: answer, after what was asked before, and close."""
         if self._may_answer():
             self.refuse(refusal)
             return
+        received = self.cycle if self.phase is _BODY else None
+        waits = self._waits_its_turn()
+        if received is None or waits:
+            # The answers due before it come first; on_response_complete goes on with them.
+            self._due = refusal
+            for waiting in [each for each in self.pipeline if each[0] is received]:
+                self.pipeline.remove(waiting)
         self.phase = _DISCARDING
-        self._answering = True  # and on_response_complete closes
-        self.pipeline.clear()
+        self._answering = True
 
     def _may_answer(self) -> bool:
         cycle = self.cycle
@@ -234,13 +315,18 @@ class StrictProtocol(HttpToolsProtocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """An answer of our own on this connection, its last one."""
+        self._due = None
+        self._answering = False
         if self.cycle is not None and not self.cycle.response_complete:
             # Whoever works on the request that is refused here is told that its client is gone.
             self.cycle.disconnected = True
             self.cycle.response_complete = True
+            if isinstance(self.cycle, RequestResponseCycle):
+                self.cycle.waiting_for_100_continue = False  # its application may only begin to read now
             self.cycle.message_event.set()
         body = refusal.body()
         head = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        self.outbox.flush()
         self.transport.write(
             b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (status_line(refusal.status), head, len(body), body)

@@ -10,6 +10,10 @@ from typing import Protocol
 class Downstream(Protocol):
     """Where an answer goes. `head` is a block of header lines, each with its CRLF, without those of the framing."""
 
+    @property
+    def peer(self) -> str | None:
+        """Address of the other end of the connection, None when it is not known."""
+
     def respond(self, status: int, head: bytes, body: bytes, *, close: bool = False) -> None:
         """A whole answer; `close` ends the connection after it."""
 

@@ -5,14 +5,24 @@ its business for hot and cold requests alike. A hot request stands in uvicorn's 
 (`HotCycle` has the attributes uvicorn looks at), which is what keeps a request pipelined behind it from being
 answered out of turn. When it is complete it becomes an `Exchange`; what the exchange hands over is framed and
 written here: one write per read from the engine, no task and no future.
+
+A head that came before on the same connection goes past the parser (`decisions/known_head`): between two messages
+that is idle, so it does not miss what it is not shown.
 """
 
 from typing import Any
 
 from nebula_proxy.decisions.calls import CALLS, Call
+from nebula_proxy.decisions.known_head import KnownHead, known_head
 from nebula_proxy.decisions.refusal import too_large
-from nebula_proxy.traffic.connection import PIPELINE, StrictProtocol, status_line
+from nebula_proxy.traffic.connection import PIPELINE, STATUS_LINES, Phase, StrictProtocol, status_line
+from nebula_proxy.traffic.cors import CorsDownstream, cors_lines
+from nebula_proxy.traffic.downstream import Downstream
 from nebula_proxy.traffic.exchange import Exchange
+
+_IDLE, _BODY, _BUSY = Phase.IDLE, Phase.BODY, Phase.BUSY
+#: Heads that are remembered for one connection before it is seen that its heads differ each time.
+_LESSONS = 4
 
 
 class _NobodyWaits:
@@ -73,13 +83,18 @@ class HotCycle:
         self.disconnected = False
         self._chunked = False
 
+    @property
+    def can_come_again(self) -> bool:
+        """Its head means the same whenever it comes (`decisions/known_head`)."""
+        return self.keep_alive and self._version == "1.1"
+
     def take_turn(self) -> None:
         """All requests before it are answered."""
         self.its_turn = True
         if self.complete:
             self.start()
         elif self._wants_continue:
-            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._protocol.outbox.write(self._protocol.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def start(self) -> None:
         """The request is complete and it is its turn."""
@@ -88,34 +103,47 @@ class HotCycle:
         self.body = []
         self.response_started = True
         protocol = self._protocol
-        self.exchange = exchange = Exchange(protocol.plane, self, self.call, self.headers, whole)
+        plane = protocol.plane
+        downstream: Downstream = self
+        if plane.allowed_origins and (origin := self.headers.get(b"origin")) is not None:
+            downstream = CorsDownstream(self, cors_lines(plane.allowed_origins, origin))
+        self.exchange = exchange = Exchange(plane, downstream, self.call, self.headers, whole)
         protocol.active = self
         exchange.start()
 
     # Downstream
 
+    @property
+    def peer(self) -> str | None:
+        client = self._protocol.client
+        return client[0] if client else None
+
     def respond(self, status: int, head: bytes, body: bytes, *, close: bool = False) -> None:
         if close:
             self.keep_alive = False
-        self._protocol.transport.write(
+        protocol = self._protocol
+        protocol.outbox.write(
+            protocol.transport,
             b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
             % (
-                status_line(status),
-                self._protocol.default_head(),
+                STATUS_LINES.get(status) or status_line(status),
+                protocol.default_head(),
                 head,
                 len(body),
                 b"" if self.keep_alive else b"connection: close\r\n",
                 body,
-            )
+            ),
         )
-        self._complete()
+        self.response_complete = True
+        protocol.hot_done(self)
 
     def begin(self, status: int, head: bytes, body: bytes) -> None:
         protocol = self._protocol
         self._chunked = self._version == "1.1"
         if not self._chunked:
             self.keep_alive = False  # its end is the end of the connection
-        protocol.transport.write(
+        protocol.outbox.write(
+            protocol.transport,
             b"%b%b%b%b%b\r\n%b"
             % (
                 status_line(status),
@@ -124,11 +152,12 @@ class HotCycle:
                 b"" if self.keep_alive else b"connection: close\r\n",
                 b"transfer-encoding: chunked\r\n" if self._chunked else b"",
                 b"%x\r\n%b\r\n" % (len(body), body) if self._chunked and body else body,
-            )
+            ),
         )
 
     def write(self, body: bytes) -> None:
-        self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+        protocol = self._protocol
+        protocol.outbox.write(protocol.transport, b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
 
     def end(self, body: bytes = b"", *, close: bool = False) -> None:
         if close:
@@ -136,7 +165,7 @@ class HotCycle:
         if self._chunked:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         if body:
-            self._protocol.transport.write(body)
+            self._protocol.outbox.write(self._protocol.transport, body)
         self._complete()
 
     def cut(self) -> None:
@@ -160,6 +189,11 @@ class HotPathProtocol(StrictProtocol):
         self._receiving: HotCycle | None = None
         #: Requests that became complete in this read; started after the parser is through with it.
         self._ready: list[HotCycle] = []
+        #: The head it sent before, and how many more may be remembered.
+        self._known: KnownHead | None = None
+        self._lessons = _LESSONS
+        #: Bytes that are still to come of a body whose head was known.
+        self._missing = 0
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._default_head = b""
 
@@ -174,7 +208,16 @@ class HotPathProtocol(StrictProtocol):
     # From the socket
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        idle = self.phase is _IDLE
+        if idle:
+            if self._known is not None and self._receive_known(data, self._known):
+                return
+        elif self._missing:
+            data = self._receive_rest(data)
+        if data:
+            super().data_received(data)
+            if idle and self._lessons and self.phase is not _IDLE:
+                self._learn(data)
         if self._ready:
             ready, self._ready = self._ready, []
             for cycle in ready:
@@ -182,12 +225,74 @@ class HotPathProtocol(StrictProtocol):
                 if cycle.its_turn:
                     cycle.start()
 
+    def _receive_known(self, data: bytes, known: KnownHead) -> bool:
+        """Takes a request with the known head; False: it is another one, or nothing to be short with."""
+        found = known.found_in(data)
+        if found is None:
+            return False
+        digits, at = found
+        length = int(digits)
+        body = data[at:]
+        # What is too long is refused, and what came along is told apart, by the parser's way.
+        if length > self.limits.max_body_bytes or len(body) > length:
+            return False
+        headers = {**known.headers, b"content-length": digits}
+        keep_alive = not self.plane.draining
+        cycle = HotCycle(self, known.call, headers, "1.1", keep_alive=keep_alive, wants_continue=False)
+        cycle.its_turn = True  # nothing is open on an idle connection
+        cycle.body.append(body)
+        self.cycle = cycle  # type: ignore[assignment] # it has what uvicorn looks at
+        self._behind = None
+        if len(body) == length:
+            self.phase = _BUSY
+            cycle.complete = True
+            cycle.start()
+        else:
+            self.phase, self.since, self._receiving = _BODY, self.loop.time(), cycle
+            self._body_bytes = len(body)
+            self._missing = length - len(body)
+        return True
+
+    def _receive_rest(self, data: bytes) -> bytes:
+        """Takes what is missing of a body whose head was known; what is behind it is for the parser."""
+        cycle = self._receiving
+        if self.phase is not _BODY or cycle is None:
+            self._missing = 0  # the request was refused meanwhile
+            return data
+        body = data[: self._missing]
+        cycle.body.append(body)
+        self._body_bytes += len(body)
+        self._missing -= len(body)
+        if not self._missing:
+            self.phase, self._receiving = _BUSY, None
+            self._ready.append(cycle)
+        return data[len(body) :]
+
+    def _learn(self, data: bytes) -> None:
+        """The message that `data` begins with was parsed: remembers its head, if there is only one and it may come again."""
+        begun = self._ready if self._receiving is None else [*self._ready, self._receiving]
+        # Several in one read, or one behind a call that is not hot: whose head it is is not told apart here.
+        if len(begun) != 1 or self._behind is not None or not begun[0].can_come_again:
+            return
+        cycle = begun[0]
+        self._lessons -= 1
+        known = known_head(data, self.url, cycle.call, cycle.headers)
+        if known is not None:
+            # Connections of one client share one copy.
+            self._known = self.plane.remember(known)
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.pipeline.clear()
         active, self.active = self.active, None
         if active is not None and active.exchange is not None:
             active.exchange.client_gone()
+            active.exchange = None
+        # Which hold this connection: a thousand that are over would wait for the collector.
+        self._receiving = None
+        self._ready.clear()
+        if isinstance(self.cycle, HotCycle):
+            self.cycle = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -266,5 +371,5 @@ class HotPathProtocol(StrictProtocol):
         if self.active is cycle:
             self.active = None
         if not cycle.keep_alive:
-            self.transport.close()
+            self.close()
         self.on_response_complete()

@@ -14,7 +14,7 @@ Holder = TypeVar("Holder")
 class Ticket(Generic[Holder]):
     """One request in flight."""
 
-    __slots__ = ("_ledger", "closed", "holder", "key", "model", "replica")
+    __slots__ = ("_ledger", "closed", "holder", "key", "model", "replica", "unread")
 
     def __init__(self, ledger: "Ledger[Holder]", holder: Holder, model: str, key: str | None) -> None:
         self._ledger = ledger
@@ -22,11 +22,21 @@ class Ticket(Generic[Holder]):
         self.model = model
         self.key = key
         self.replica: str | None = None
+        #: Bytes of the prompt that the replica must compute before the first token.
+        self.unread = 0
         self.closed = False
 
-    def move(self, replica: str) -> None:
-        """The request now runs on `replica`."""
-        if self.closed or replica == self.replica:
+    def move(self, replica: str, unread: int = 0) -> None:
+        """The request now runs on `replica`, which has so many bytes of its prompt to read."""
+        if self.closed:
+            return
+        if self.unread:
+            self.read()
+        if unread:
+            pending = self._ledger.unread
+            pending[replica] = pending.get(replica, 0) + unread
+            self.unread = unread
+        if replica == self.replica:
             return
         replicas = self._ledger.replicas
         if self.replica is not None:
@@ -34,11 +44,19 @@ class Ticket(Generic[Holder]):
         replicas[replica] = replicas.get(replica, 0) + 1
         self.replica = replica
 
+    def read(self) -> None:
+        """The replica has read the prompt: its first token is there."""
+        if self.unread and self.replica is not None:
+            _leave(self._ledger.unread, self.replica, self.unread)
+            self.unread = 0
+
     def close(self) -> bool:
         """True the first time."""
         if self.closed:
             return False
         self.closed = True
+        if self.unread:
+            self.read()
         ledger = self._ledger
         ledger.tickets.discard(self)
         if self.replica is not None:
@@ -54,6 +72,8 @@ class Ledger(Generic[Holder]):
     def __init__(self) -> None:
         #: Open requests by replica; a replica without any is not in it.
         self.replicas: dict[str, int] = {}
+        #: Bytes of prompts without a first token by replica, those it is not known to hold.
+        self.unread: dict[str, int] = {}
         #: Open requests by key, of those keys that have a limit.
         self.keys: dict[str, int] = {}
         self.tickets: set[Ticket[Holder]] = set()
@@ -78,8 +98,8 @@ class Ledger(Generic[Holder]):
         return iter([ticket.holder for ticket in self.tickets])
 
 
-def _leave(counts: dict[str, int], name: str) -> None:
-    left = counts[name] - 1
+def _leave(counts: dict[str, int], name: str, count: int = 1) -> None:
+    left = counts[name] - count
     if left:
         counts[name] = left
     else:

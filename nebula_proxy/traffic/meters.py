@@ -19,6 +19,8 @@ ITL_BOUNDS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
     1.0, 2.5, 5.0, 10.0, 20.0,
 )  # fmt: skip
+#: Mean time per token: between the gaps and the first token.
+TPOT_BOUNDS = ITL_BOUNDS
 OVERHEAD_BOUNDS = (0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 WINDOW_SECONDS = 10.0
 
@@ -95,7 +97,10 @@ class ModelMeter:
         "retries",
         "routes",
         "statuses",
+        "tpot",
         "ttft",
+        "wait",
+        "waiting",
     )
 
     def __init__(self, model: str) -> None:
@@ -106,14 +111,19 @@ class ModelMeter:
         self.admissions: dict[tuple[str, str], int] = {}
         self.routes: dict[tuple[str, str], int] = {}
         self.retries: dict[str, int] = {}
+        #: In the waiting room now.
+        self.waiting = 0
         self.requests = self.rejected = self.failed = self.retried = 0
         self.prompt_tokens = self.completion_tokens = 0
         #: Answers that said how many tokens they took.
         self.counted = 0
         self.ttft = Histogram(TTFT_BOUNDS)
         self.itl = Histogram(ITL_BOUNDS)
+        self.tpot = Histogram(TPOT_BOUNDS)
         self.duration = Histogram(TTFT_BOUNDS)
         self.overhead = Histogram(OVERHEAD_BOUNDS)
+        #: Time in the waiting room, of those that were there.
+        self.wait = Histogram(TTFT_BOUNDS)
         self.readings: deque[Reading] = deque()
 
     def finished(self, status: int, seconds: float) -> None:
@@ -126,7 +136,7 @@ class ModelMeter:
     def admission(self, decision: str, reason: str) -> None:
         key = (decision, reason)
         self.admissions[key] = self.admissions.get(key, 0) + 1
-        if decision != "admit":
+        if decision == "reject":
             self.rejected += 1
 
     def route(self, strategy: str, reason: str) -> None:
@@ -138,8 +148,10 @@ class ModelMeter:
         self.retried += 1
 
     def tokens(self, prompt: int | None, completion: int | None) -> None:
-        self.prompt_tokens += prompt or 0
-        self.completion_tokens += completion or 0
+        if prompt is not None:
+            self.prompt_tokens += prompt
+        if completion is not None:
+            self.completion_tokens += completion
         self.counted += 1
 
     def read(self, now: float) -> None:
@@ -165,7 +177,7 @@ class ModelMeter:
     def traffic(self) -> ModelTraffic:
         """Rates and quantiles between the oldest and the newest reading."""
         if len(self.readings) < 2:
-            return ModelTraffic(model=self.model)
+            return ModelTraffic(model=self.model, waiting=self.waiting)
         old, new = self.readings[0], self.readings[-1]
         seconds = max(new.at - old.at, 0.001)
         ttft = _minus(new.ttft, old.ttft)
@@ -181,6 +193,7 @@ class ModelMeter:
             rejected_per_second=(new.rejected - old.rejected) / seconds,
             failed_per_second=(new.failed - old.failed) / seconds,
             retried_per_second=(new.retried - old.retried) / seconds,
+            waiting=self.waiting,
             ttft_p50_seconds=quantile(TTFT_BOUNDS, ttft, 0.50),
             ttft_p95_seconds=quantile(TTFT_BOUNDS, ttft, 0.95),
             ttft_p99_seconds=quantile(TTFT_BOUNDS, ttft, 0.99),

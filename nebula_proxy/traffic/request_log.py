@@ -39,6 +39,11 @@ class RequestLine(msgspec.Struct, omit_defaults=True):
     request_bytes: int | None = None
     response_bytes: int | None = None
     attempts: int | None = None
+    #: Streams that another replica went on with.
+    resumes: int = 0
+    wait_seconds: float | None = None
+    strategy: str | None = None
+    trace_id: str | None = None
     detail: str | None = None
 
 
@@ -65,7 +70,8 @@ class RequestLog:
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((wall - second) * 1_000_000):06d}Z"
+        # Not an f-string: `%` is a third of its price, once per request.
+        return "%s.%06dZ" % (self._stamp, (wall - second) * 1_000_000)  # noqa: UP031 - see above
 
     def write(self, line: RequestLine) -> None:
         if self._fd is None:

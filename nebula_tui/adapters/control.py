@@ -17,11 +17,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
 from nebula_core.errors import NebulaError
 from nebula_core.records.base import Record
+from nebula_core.records.decision import DecisionRecord
 from nebula_core.records.event import Event
 from nebula_core.records.views import (
     ClusterView,
@@ -32,6 +34,7 @@ from nebula_core.records.views import (
     Page,
     PlanView,
     ReplicaView,
+    RequestsPage,
     WatchDelta,
     WatchSnapshot,
     WhoAmI,
@@ -48,6 +51,9 @@ R = TypeVar("R", bound=Record)
 #: Followed streams carry a comment every 5 s; this long without a byte is a broken one.
 SILENCE_SECONDS = 12.0
 PROBE_AFTER_SECONDS = 1.2
+#: Requests asked for at once: more than fit on any screen.
+OPEN_ASKED = 250
+LATEST_ASKED = 60
 PROBE_SECONDS = 0.8
 _END = SseEvent("", "end of stream")
 _BACKOFF = (0.25, 0.5, 1.0, 2.0)
@@ -112,6 +118,9 @@ class Control(Protocol):
     def watch(self) -> AsyncIterator[WatchMessage]: ...
     def logs(self, replica: str, *, tail: int = 200, follow: bool = True) -> AsyncIterator[LogLine]: ...
     async def events(self, *, count: int = 200) -> tuple[Event, ...]: ...
+    async def requests(self) -> RequestsPage: ...
+    async def request(self, request_id: str) -> DecisionRecord: ...
+    async def cancel(self, request_id: str, *, dry_run: bool) -> PlanView: ...
     async def scale(self, deployment: str, replicas: int, *, dry_run: bool) -> PlanView: ...
     async def restart(self, kind: str, name: str, *, dry_run: bool) -> PlanView: ...
     async def drain(self, kind: str, name: str, *, dry_run: bool) -> PlanView: ...
@@ -173,7 +182,19 @@ class ControlClient:
         oldest_first = reversed(page.items)  # of two in the same moment the later one stays the later one
         return tuple(sorted(oldest_first, key=lambda event: event.at))
 
+    async def requests(self) -> RequestsPage:
+        """What is open in the proxies now, and what was recorded lately."""
+        params = {"inflight": str(OPEN_ASKED), "latest": str(LATEST_ASKED)}
+        return _decode(RequestsPage, await self._call("GET", "/requests", params=params))
+
+    async def request(self, request_id: str) -> DecisionRecord:
+        """Why it went where it went. Raises NotFound for one that is not open and left no record."""
+        return await self._get(f"/requests/{quote(request_id, safe='')}", DecisionRecord)
+
     # --------------------------------------------------------------------------------------------------- actions
+
+    async def cancel(self, request_id: str, *, dry_run: bool) -> PlanView:
+        return await self._act(f"/requests/{quote(request_id, safe='')}/cancel", {}, dry_run=dry_run)
 
     async def scale(self, deployment: str, replicas: int, *, dry_run: bool) -> PlanView:
         return await self._act(f"/deployments/{deployment}/scale", {"replicas": replicas}, dry_run=dry_run)

@@ -1,5 +1,6 @@
 """Verbs about who may do what, and where clusters are: keys, auth, context."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,23 @@ from nebula_tui.cli.look import items
 from nebula_tui.cli.output import Field, emit, say
 from nebula_tui.cli.session import Session, confirm, segment
 
+
+def _limit(row: Mapping[str, Any], name: str) -> str:
+    """A limit of a key; `–` where it has none of its own."""
+    value = row.get(name)
+    return "–" if value is None else str(value)
+
+
 KEYS = (
     Field("ID", lambda row: row["id"]),
     Field("NAME", lambda row: row["name"]),
     Field("ROLE", lambda row: row["role"]),
     Field("MODELS", lambda row: ",".join(row["models"]) if row.get("models") else "all"),
+    Field("REQ/MIN", lambda row: _limit(row, "requests_per_minute")),
+    Field("TOK/MIN", lambda row: _limit(row, "tokens_per_minute")),
+    Field("STREAMS", lambda row: _limit(row, "max_streams")),
+    Field("OPEN", lambda row: _limit(row, "max_inflight"), wide=True),
+    Field("PRIORITY", lambda row: _limit(row, "max_priority"), wide=True),
     Field("REVOKED", lambda row: "yes" if row.get("revoked") else "no"),
     Field("MADE BY", lambda row: row["created_by"], wide=True),
 )
@@ -50,12 +63,29 @@ def keys_create(
     name: str,
     role: Annotated[str, typer.Option(help="client, viewer, operator or admin.")] = "client",
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be given again.")] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Over all workers and proxies; refilled evenly.")
+    ] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Of prompts and answers, likewise.")] = None,
+    max_streams: Annotated[int | None, typer.Option(min=1, help="Streamed answers open at once, over all.")] = None,
+    max_inflight: Annotated[int | None, typer.Option(min=1, help="Requests open at once in each worker.")] = None,
+    max_priority: Annotated[
+        int | None, typer.Option(min=-10, max=10, help="Highest x-nebula-priority it gets; 0 for clients unless said.")
+    ] = None,
 ) -> None:
     """Make a key; it is shown once, on stdout."""
     session: Session = ctx.obj
     body: dict[str, Any] = {"name": name, "role": role}
     if model:
         body["models"] = model
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_streams": max_streams,
+        "max_inflight": max_inflight,
+        "max_priority": max_priority,
+    }
+    body |= {name: value for name, value in limits.items() if value is not None}
     with session.api() as api:
         made = api.call("POST", "/keys", body=body)
     if session.for_people:

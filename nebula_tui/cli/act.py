@@ -8,15 +8,16 @@ import typer
 
 from nebula_tui.adapters.api import Api, ApiError
 from nebula_tui.cli.errors import CommandError, Exit
+from nebula_tui.cli.look import items
 from nebula_tui.cli.output import emit, say
-from nebula_tui.cli.session import Session, act, segment, show_plan, stops_something
+from nebula_tui.cli.session import Session, act, confirm, once, segment, show_plan, stops_something
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop there.")]
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (scale, drain, cordon, uncordon, restart, rollback, undo, delete):
+    for verb in (scale, drain, cordon, uncordon, restart, rollback, undo, delete, adopt):
         app.command()(verb)
     app.command(name="apply")(apply_file)
     app.command(name="plan")(plan_file)
@@ -86,6 +87,83 @@ def delete(ctx: typer.Context, name: str, yes: Yes = False, dry_run: DryRun = Fa
     """Remove a deployment and stop its replicas."""
     path = f"/deployments/{segment(name)}"
     _report(ctx.obj, act(ctx.obj, "DELETE", path, dry_run=dry_run, yes=yes, ask=lambda _: True))
+
+
+def adopt(
+    ctx: typer.Context,
+    replica: Annotated[str | None, typer.Argument(help="An unmanaged one of `nebula replicas`.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; else as the engine does.")] = None,
+    served_model: Annotated[str | None, typer.Option(help="Of the names it lists; else the first.")] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Write an emptied or stale store anew, from what runs and is remembered.")
+    ] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Take in an engine that somebody started by hand, without a restart; without a name, show which there are."""
+    session: Session = ctx.obj
+    if store:
+        if replica is not None or name is not None or served_model is not None:
+            raise CommandError("--store takes in everything at once", code=Exit.USAGE, hint="nebula adopt --store")
+        _adopt_store(session, yes=yes, dry_run=dry_run)
+        return
+    if replica is None:
+        _unmanaged(session)
+        return
+    said = {"replica": replica, "name": name, "served_model": served_model}
+    body = {key: value for key, value in said.items() if value is not None}
+    _report(session, act(session, "POST", "/adopt", body=body, dry_run=dry_run, yes=yes, ask=lambda _: True))
+
+
+def _adopt_store(session: Session, *, yes: bool, dry_run: bool) -> None:
+    with session.api() as api:
+        plan = api.call("POST", "/adopt/store", params={"dry_run": 1})
+    if session.for_people:
+        _show_adopted(plan)
+    answer = plan
+    if not dry_run and plan.get("doubt") is not None:
+        confirm("write this into the store?", yes=yes)
+        # Nothing else than what was shown: it may have taken a while to read.
+        with session.api() as api:
+            answer = api.call("POST", "/adopt/store", body={"shown": plan["digest"]}, headers=once())
+        if session.for_people:
+            say(answer["summary"])
+    if not session.for_people:
+        emit(answer, session.output)
+
+
+def _show_adopted(plan: dict[str, Any]) -> None:
+    """Everything that would be written: whoever says yes to it has seen it."""
+    say(f"plan: {plan['summary']}")
+    for one in plan.get("deployments", ()):
+        say(f"  deployment {one['name']}: generation {one['generation']}, {one['replicas']} replicas")
+    for one in plan.get("replicas", ()):
+        say(f"  placement {one['id']} on {one['node']}: {one['wanted']}")
+    for one in plan.get("keys", ()):
+        say(f"  key {one['id']} {one['name']} ({one['role']}{', revoked' if one.get('revoked') else ''})")
+    for node in plan.get("intents", ()):
+        say(f"  cordon or drain of {node}")
+    for one in plan.get("notes", ()):
+        say(f"  ! {one['object']}: {one['message']}")
+    for change in plan.get("plan", {}).get("changes", ()):
+        say(f"  then: {change['reason']}")
+
+
+def _unmanaged(session: Session) -> None:
+    with session.api() as api:
+        rows = [row for row in items(api, "/replicas") if not row.get("managed", True)]
+    if not session.for_people:
+        emit(rows, session.output)
+        return
+    for row in rows:
+        found = row.get("found") or {}
+        why_not = found.get("why_not")
+        ready = f"cannot be taken in: {why_not}" if why_not else f"nebula adopt {row['id']}"
+        name = found.get("container_name") or (row.get("container_id") or "")[:12]
+        where = f"container {name} (pid {row['pid']})" if name else f"pid {row['pid']}"
+        say(f"{row['id']}  {row['model']}  {row['engine']}  {where} on {row['node']}: {ready}")
+    if not rows:
+        say("no engine runs that Nebula did not start")
 
 
 File = Annotated[Path, typer.Option("--file", "-f", help="A deployment file (TOML).")]

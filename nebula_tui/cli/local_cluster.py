@@ -34,8 +34,10 @@ from nebula_core.runtime.processes import free_port, port_holder
 from nebula_core.security.files import write_secret
 from nebula_core.store.embedded import find_store_program, store_command
 from nebula_tui.adapters.api import Api, ApiError
+from nebula_tui.adapters.docker_images import find_image, may_use_docker
 from nebula_tui.cli.children import Child, ChildSpec, describe_exit, python
 from nebula_tui.cli.errors import CommandError, Exit
+from nebula_tui.cli.output import say
 from nebula_tui.cli.session import segment
 
 #: Each agent gets this many ports for its engines; blocks follow each other.
@@ -44,6 +46,12 @@ FIRST_ENGINE_PORT = 21000
 STOP_SECONDS = 8.0
 #: vLLM leaves sockets (a name of 36 characters) in its temporary folder; a socket's path has at most 107 characters.
 LONGEST_TEMPORARY = 107 - 37
+#: Where images of engines come from, as Docker's own tool names them.
+_IMAGES = {
+    "vllm": ("vllm/vllm-openai",),
+    "sglang": ("lmsysorg/sglang",),
+    "llamacpp": ("ghcr.io/ggml-org/llama.cpp",),
+}
 #: Marks every process of a cluster, also engines, so that leftovers of a killed `up` are found again.
 MARK = "NEBULA_UP"
 
@@ -56,6 +64,8 @@ class Model:
     source: str
     engine: str
     gpus: int
+    #: Of this machine's Docker; None: the engine is a program on PATH.
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +234,28 @@ class LocalCluster:
                     "verify_keys": str(data / "keys" / "verify.keys"),
                     "sealing_public_key": str(data / "keys" / "sealing.pub"),
                     "stop_engines": True,
+                    # All of these nodes are this machine: one of them looks.
+                    "discovery": {"enabled": index == 0},
                     "store": {"url": self.store_url},
+                    **self._docker(looks=index == 0),
                 },
             )
             await self._start_child(name, python("-m", "nebula_agent", "run"), config)
         return names
+
+    def _docker(self, *, looks: bool) -> dict[str, Any]:
+        """Containers where a model needs one, and then only of that image and with that model's folder.
+
+        The node that looks for engines started by hand needs Docker to look after those in containers as well.
+        """
+        contained = [model for model in self.plan.models if model.image is not None]
+        if not contained:
+            return {"docker": {"enabled": looks and may_use_docker()}}
+        policy = {
+            "images": [model.image for model in contained],
+            "mounts": [model.source for model in contained if model.source.startswith("/")],
+        }
+        return {"docker": {"enabled": True}, "policy_file": str(self._config("policy", policy))}
 
     async def _start_child(self, name: str, command: tuple[str, ...], config: Path) -> None:
         await self._start(name, (*command, "--config", str(config)), self.plan.data)
@@ -314,12 +341,16 @@ class LocalCluster:
             "gpus": model.gpus,
             "replicas": self.plan.replicas,
         }
+        spec |= {"runtime": "process"} if model.image is None else {"image": model.image, "runtime": "docker"}
         if current is not None and all(current["spec"].get(key) == value for key, value in spec.items()):
             return
         headers = {"if-match": str(current["generation"] if current else 0)}
         try:
             api.call("PUT", path, body={**(current or {}).get("spec", {}), **spec}, headers=headers)
         except ApiError as error:
+            if error.code in {"store_emptied", "store_stale"}:
+                say(f"{model.name} is not deployed: {error.message}; {error.hint}")
+                return  # who looks at it needs the cluster up
             raise CommandError(f"{model.name} was refused: {error.message}", hint=error.hint) from error
 
     def _models(self, key: str) -> list[str]:
@@ -390,6 +421,11 @@ def choose_model(text: str, *, real_gpus: bool) -> Model:
     for engine, program in candidates:
         if os.environ.get(f"NEBULA_{engine.upper()}") or shutil.which(program):
             return Model(name, source, engine, gpus)
+    # Images of these engines need a GPU, but for llama.cpp's.
+    for engine, _ in candidates if real_gpus or wants_llamacpp else ():
+        image = find_image(_IMAGES[engine])
+        if image is not None:
+            return Model(name, source, engine, gpus, image)
     wanted = " or ".join(f"{program} (or NEBULA_{engine.upper()}=PATH)" for engine, program in candidates)
     raise CommandError(
         f"nothing here can serve {source}",

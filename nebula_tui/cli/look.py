@@ -67,7 +67,7 @@ REPLICAS = (
     Field("MODEL", lambda row: row["model"]),
     Field("NODE", lambda row: row["node"]),
     Field("GPU", lambda row: ",".join(str(index) for index in row.get("gpu_indexes", ())) or "–"),
-    Field("PHASE", lambda row: row["phase"]),
+    Field("PHASE", lambda row: row["phase"] + ("" if row.get("managed", True) else " (unmanaged)")),
     Field("RUN", lambda row: whole(of(row, "sample", "requests_running")), right=True),
     Field("WAIT", lambda row: whole(of(row, "sample", "requests_waiting")), right=True),
     Field("KV", lambda row: percent(of(row, "sample", "kv_cache_usage")), right=True),
@@ -182,6 +182,8 @@ def _head(cluster: Row) -> None:
     say(f"nebula {cluster['version']}  leader {leader}  proxies {len(cluster.get('proxies', ()))}{simulated}")
     if not cluster.get("store_reachable", True):
         say(f"● the store does not answer; figures are {seconds(cluster.get('snapshot_age_seconds'))} old")
+    if cluster.get("store_doubt"):
+        say("▲ the store is in doubt; see what would be written back: nebula adopt --store --dry-run")
     if cluster.get("brake"):
         say(f"▲ the planner holds still: {cluster['brake']}")
 

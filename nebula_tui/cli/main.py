@@ -57,13 +57,16 @@ def version() -> None:
 
 
 def _register() -> None:
-    from nebula_tui.cli import access, act, chat, look, stream, up
+    from nebula_tui.cli import access, act, cache, chat, images, look, requests, stream, up
 
     look.register(app)
     act.register(app)
     stream.register(app)
+    requests.register(app)
     chat.register(app)
     access.register(app)
+    images.register(app)
+    cache.register(app)
     up.register(app)
 
 

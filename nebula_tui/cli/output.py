@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from nebula_core.security.text import clean_text
+from nebula_core.security.text import clean_text, escape_json
 
 Row = Mapping[str, Any]
 UNKNOWN = "–"
@@ -36,7 +36,8 @@ class Field:
 def emit(value: Any, output: Output, fields: Sequence[Field] = (), rows: Sequence[Row] | None = None) -> None:
     """Prints `value` for scripts, or its `rows` (default: the value itself) as a table."""
     if output is Output.JSON:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+        text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+        sys.stdout.write(escape_json(text) + "\n")
     elif output is Output.YAML:
         import yaml
 

@@ -12,6 +12,9 @@ from nebula_tui.cli.context import Choice, Target, resolve
 from nebula_tui.cli.errors import BY_STATUS, CommandError, Exit
 from nebula_tui.cli.output import Output, say
 
+#: Verdicts of nodes, and what they fetch, below a plan.
+MOST_SHOWN = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -71,8 +74,6 @@ def act(
     headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """A mutating call as people do it: the server's plan first, a question when `ask(plan)`, then the call."""
-    import uuid
-
     with session.api() as api:
         plan: dict[str, Any] = api.call(method, path, params={"dry_run": 1}, body=body, headers=headers)
         if dry_run:
@@ -80,17 +81,30 @@ def act(
         if ask(plan) and not yes:
             show_plan(plan)
             confirm("go on?", yes=yes)
-        key = {"idempotency-key": uuid.uuid4().hex}
-        answer: dict[str, Any] = api.call(method, path, body=body, headers={**(headers or {}), **key})
+        answer: dict[str, Any] = api.call(method, path, body=body, headers={**(headers or {}), **once()})
         return answer
 
 
+def once() -> dict[str, str]:
+    """The header by which a call that is repeated on the way is done once."""
+    import uuid
+
+    return {"idempotency-key": uuid.uuid4().hex}
+
+
 def show_plan(plan: dict[str, Any]) -> None:
+    from nebula_core.records.plan import PlannedFetch
+
     say(f"plan: {plan['summary']}")
     for blocked in plan.get("plan", {}).get("unplaceable", ()):
-        for verdict in blocked.get("verdicts", ())[:10]:
+        for verdict in blocked.get("verdicts", ())[:MOST_SHOWN]:
             say(f"  {verdict['node']}: {verdict['reason']}")
-    if affected := plan.get("inflight_affected"):
+    fetches = plan.get("fetches", ())
+    for fetch in fetches[:MOST_SHOWN]:
+        say(f"  {PlannedFetch.model_validate(fetch).words}")
+    if len(fetches) > MOST_SHOWN:
+        say(f"  … and {len(fetches) - MOST_SHOWN} more to fetch")
+    if (affected := plan.get("inflight_affected")) and plan.get("plan", {}).get("changes"):
         say(f"  {affected} requests in flight on what stops or moves; they are let finish")
     if plan.get("last_ready"):
         say("  this takes the last ready replica away")

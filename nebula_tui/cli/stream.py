@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nebula_core.security.text import clean_text
+from nebula_core.security.text import clean_text, escape_json
 from nebula_tui.cli.errors import CommandError, Exit
 from nebula_tui.cli.output import Field, Output, emit, say
 from nebula_tui.cli.session import Session, segment
@@ -116,7 +116,7 @@ def _one(session: Session, value: Any, show: Any) -> None:
     else:
         import json
 
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.write(escape_json(json.dumps(value, ensure_ascii=False)) + "\n")
         sys.stdout.flush()
 
 

@@ -38,6 +38,7 @@ class Pane:
     text: str = ""
     replica: str | None = None
     decision: str | None = None
+    request_id: str | None = None
     started_at: float = 0.0
     first_at: float | None = None
     last_at: float | None = None
@@ -56,8 +57,8 @@ class Pane:
     def asked(self, prompt: str, now: float) -> "Pane":
         return Pane(progress=Progress.WAITING, prompt=prompt, started_at=now)
 
-    def opened(self, replica: str | None, decision: str | None) -> "Pane":
-        return replace(self, replica=replica, decision=decision)
+    def opened(self, replica: str | None, decision: str | None, request_id: str | None = None) -> "Pane":
+        return replace(self, replica=replica, decision=decision, request_id=request_id)
 
     def grown(self, text: str, pieces: int, ttft_seconds: float | None, now: float) -> "Pane":
         """`pieces` came together since the last fold."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nebula_core.records.access import Role
+from nebula_core.records.store_memory import StoreDoubt
 from nebula_tui.presenters.cells import Severity, age
 from nebula_tui.presenters.fleet import FleetState, LinkState
 from nebula_tui.presenters.text import local_time
@@ -56,6 +57,16 @@ def link_face(fleet: FleetState, now: float, url: str) -> LinkFace:
             fleet.store_age(now),
             f"STORE NOT REACHABLE · figures are {age(fleet.store_age(now))} old · replicas go on serving"
             " · changes are refused until it is back",
+        )
+    doubt = fleet.cluster.store_doubt if fleet.cluster is not None else None
+    if doubt is not None:
+        how = "CAME BACK EMPTY" if doubt is StoreDoubt.EMPTIED else "CAME BACK OLDER THAN IT WAS"
+        return LinkFace(
+            "IN DOUBT",
+            Severity.CRIT,
+            old,
+            f"STORE {how} · replicas go on serving · changes are refused until `nebula adopt --store`"
+            " has written back what runs, or the right files are put back",
         )
     return LinkFace("LIVE", Severity.OK, old)
 

@@ -24,6 +24,7 @@ SCREENS: Final = {
     "replicas": "models",
     "engine": "engine",
     "requests": "requests",
+    "top": "requests",
     "req": "requests",
     "logs": "logs",
     "log": "logs",
@@ -48,6 +49,13 @@ class Act:
 
 
 @dataclass(frozen=True, slots=True)
+class Why:
+    """Explain a request."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetTheme:
     name: str
 
@@ -69,9 +77,9 @@ class Unknown:
     message: str
 
 
-Command = Show | Act | SetTheme | Quit | Help | Unknown
+Command = Show | Act | Why | SetTheme | Quit | Help | Unknown
 
-VERBS: Final = ("scale", "drain", "cordon", "uncordon", "restart", "theme", "help", "q", "quit")
+VERBS: Final = ("scale", "drain", "cordon", "uncordon", "restart", "why", "cancel", "theme", "help", "q", "quit")
 
 
 def parse(line: str, *, nodes: Collection[str], deployments: Collection[str], replicas: Collection[str]) -> Command:
@@ -86,6 +94,10 @@ def parse(line: str, *, nodes: Collection[str], deployments: Collection[str], re
         return Help()
     if verb == "theme":
         return SetTheme(rest[0]) if rest else Unknown("say which: `theme NAME`, see ^P")
+    if verb in ("why", "cancel"):
+        if not rest:
+            return Unknown(f"say which: `{verb} REQUEST`, as in x-request-id")
+        return Why(rest[0]) if verb == "why" else Act(Action("cancel", "request", rest[0]))
     if verb in SCREENS:
         return _show(SCREENS[verb], rest)
     if verb == "scale":

@@ -17,7 +17,7 @@ from nebula_tui.presenters.cells import (
     percent,
     short_count,
 )
-from nebula_tui.presenters.fleet import FleetState, add
+from nebula_tui.presenters.fleet import FleetState
 from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.overview import MeterLine
 from nebula_tui.presenters.states import (
@@ -196,36 +196,3 @@ def proxy_rows(fleet: FleetState, now: float) -> list[Row]:
         )
         for proxy in (cluster.proxies if cluster is not None else ())
     ]
-
-
-def requests_line(fleet: FleetState) -> TextLine:
-    """`in flight 14 ▏running 12 ▏waiting 2 ▏9.1 req/s ▏shed 0.0/s`."""
-    running: float | None = None
-    waiting: float | None = None
-    requests: float | None = None
-    shed: float | None = None
-    held: float | None = None
-    for replica in fleet.replicas.values():
-        if replica.sample is not None:
-            running = add(running, replica.sample.requests_running)
-            waiting = add(waiting, replica.sample.requests_waiting)
-    for deployment in fleet.deployments.values():
-        if deployment.traffic is not None:
-            requests = add(requests, deployment.traffic.requests_per_second)
-            shed = add(shed, deployment.traffic.rejected_per_second)
-            held = add(held, deployment.traffic.waiting)
-    open_requests = sum(proxy.inflight for proxy in fleet.cluster.proxies) if fleet.cluster is not None else None
-    bar: Span = (" ▏", Severity.DIM)
-    return (
-        (f" in flight {count(open_requests)}", Severity.NORMAL),
-        bar,
-        (f"running in engines {count(running)}", Severity.NORMAL),
-        bar,
-        (f"waiting in engines {count(waiting)}", Severity.NORMAL),
-        bar,
-        (f"waiting at proxies {count(held)}", Severity.NORMAL),
-        bar,
-        (f"{UNKNOWN if requests is None else f'{requests:.1f}'} req/s", Severity.NORMAL),
-        bar,
-        (f"shed {UNKNOWN if shed is None else f'{shed:.1f}'}/s", Severity.NORMAL),
-    )

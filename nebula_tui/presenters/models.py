@@ -18,6 +18,7 @@ from nebula_tui.presenters.cells import (
     percent,
     short_count,
 )
+from nebula_tui.presenters.engine_words import health_lines
 from nebula_tui.presenters.fleet import FleetState, add, largest
 from nebula_tui.presenters.history import shape
 from nebula_tui.presenters.states import gpu_span, kv_severity, phase_cell, short_replica, waiting_severity
@@ -101,7 +102,7 @@ def brief_rows(fleet: FleetState, now: float, *, room: int) -> list[Row]:
             Row(
                 deployment_row_id(name),
                 (
-                    Cell(name, bold=True),
+                    Cell(_called(name, replicas), bold=True),
                     Cell(f"{ready}/{wanted}", _ready_severity(ready, wanted), order=ready),
                     Cell.gauge(kv, kv_severity(kv)),
                     Cell(short_count(out), order=out),
@@ -158,6 +159,11 @@ def _groups(fleet: FleetState) -> list[tuple[str, DeploymentView | None, list[Re
     return [(name, fleet.deployments.get(name), sorted(by_name.get(name, []), key=_natural)) for name in names]
 
 
+def _called(name: str, replicas: list[ReplicaView]) -> str:
+    """An engine that nobody ordered is a group of its own, under the name it gives its model."""
+    return replicas[0].model if replicas and not replicas[0].managed else name
+
+
 def _natural(replica: ReplicaView) -> tuple[str, int, str]:
     head, _, tail = replica.id.rpartition("-r")
     return (head, int(tail), "") if tail.isdecimal() else (replica.id, 0, "")
@@ -173,7 +179,7 @@ def _deployment_cells(name: str, deployment: DeploymentView | None, replicas: li
     source = deployment.spec.source if deployment is not None else "found, not managed"
     limit = deployment.spec.limits.waiting * max(1, ready) if deployment is not None else 8
     return (
-        Cell(name, bold=True),
+        Cell(_called(name, replicas), bold=True),
         Cell(engine, Severity.INFO if simulated else Severity.NORMAL),
         Cell(source, Severity.DIM),
         Cell(f"{ready}/{wanted} ready", _ready_severity(ready, wanted), order=ready),
@@ -203,7 +209,7 @@ def _replica_cells(replica: ReplicaView, wall: float) -> tuple[Cell, ...]:
     ready = replica.phase is Phase.READY
     return (
         Cell(short_replica(replica.id, replica.deployment)),
-        Cell("" if replica.managed else "by hand", Severity.DIM),
+        Cell("" if replica.managed else "unmanaged", Severity.DIM),
         Cell(where),
         phase_cell(replica),
         Cell.gauge(kv, kv_severity(kv)),
@@ -318,8 +324,13 @@ def replica_lines(fleet: FleetState, replica: ReplicaView, now: float) -> list[T
                 width=9,
             )
         )
+    lines.extend(health_lines(replica))
     for proxy, why in sorted(replica.ejected.items()):
         lines.append(labelled("ejected", (f"by {proxy}: {why}", Severity.WARN), width=9))
+    if replica.evidence is not None:
+        lines.append(labelled("evidence", (f"{replica.node}:{replica.evidence}", Severity.WARN), width=9))
+    if replica.first_failure_reason is not None and replica.first_failure_reason != replica.phase_reason:
+        lines.append(labelled("at first", (replica.first_failure_reason, Severity.WARN), width=9))
     lines.extend(
         labelled("log" if not place else "", (text, Severity.WARN), width=9)
         for place, text in enumerate(replica.failure_log)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from nebula_core.records.sample import GpuProcess, GpuSample
 from nebula_core.records.views import GpuView, NodeView, ReplicaView
 from nebula_tui.presenters.cells import (
     UNKNOWN,
@@ -50,6 +51,8 @@ COLUMNS: Final = (
 )
 
 _STALE_AFTER: Final = 5.0
+#: Less than this is the driver's own.
+UNEXPLAINED_BYTES: Final = 1024**3
 
 
 def rows(fleet: FleetState, now: float) -> LazyRows:
@@ -221,6 +224,7 @@ def detail_lines(fleet: FleetState, node: NodeView, now: float) -> list[TextLine
         gpus = f" (gpu{gpu_span(replica.gpu_indexes)})" if replica.gpu_indexes else ""
         severity = Severity.NORMAL if replica.phase == "ready" else Severity.WARN
         word = "" if replica.phase == "ready" else f" {replica.phase.value}"
+        word += "" if replica.managed else f" unmanaged {replica.model}"
         runs.append((f"{short_replica(replica.id)}{gpus}{word}   ", severity))
     free = [str(gpu.index) for gpu in node.gpus if gpu.replica is None and not gpu.cordoned]
     if node.gpus:
@@ -279,24 +283,40 @@ def panel_lines(fleet: FleetState, node: NodeView, width: int, height: int, now:
     return [*lines, *facts][:height]
 
 
+def _memory_words(sample: GpuSample) -> list[tuple[str, Severity]]:
+    """Who holds this GPU's memory, what nobody explains, and why it is slower than it could be."""
+    found = [
+        (
+            f"pid {process.pid} {process.name or UNKNOWN} {gib(process.memory_used_bytes, digits=1)} GiB {_whose(process)}",
+            Severity.DIM if process.replica else Severity.WARN,
+        )
+        for process in sample.processes
+    ]
+    if (sample.memory_unexplained_bytes or 0) > UNEXPLAINED_BYTES:
+        found.append((f"{gib(sample.memory_unexplained_bytes, digits=1)} GiB are held by nobody named", Severity.WARN))
+    if sample.throttle_reasons:
+        found.append((f"slowed by {', '.join(sample.throttle_reasons)}", Severity.WARN))
+    if sample.xid is not None and sample.fault is None:
+        found.append((f"Xid {sample.xid} in this boot", Severity.WARN))
+    return found
+
+
+def _whose(process: GpuProcess) -> str:
+    if process.replica:
+        return short_replica(process.replica)
+    if process.orphan:
+        return "an orphan of ours"
+    whose = f"of {process.user}" if process.user else "not ours"
+    return f"{whose}, container {process.container}" if process.container else whose
+
+
 def whole_lines(fleet: FleetState, node: NodeView, width: int, now: float) -> list[TextLine]:
     """A node on a whole screen: every GPU with a long history and its processes, then the facts."""
     lines: list[TextLine] = []
     for gpu in sorted(node.gpus, key=lambda gpu: gpu.index):
         lines.append(tuple(_gpu_line(fleet, node, gpu, width)))
-        lines.extend(
-            labelled(
-                "",
-                (
-                    (
-                        f"pid {process.pid} {process.name or UNKNOWN} {gib(process.memory_used_bytes, digits=1)} GiB"
-                        f" {short_replica(process.replica) if process.replica else 'not ours'}"
-                    ),
-                    Severity.DIM if process.replica else Severity.WARN,
-                ),
-            )
-            for process in (gpu.sample.processes if gpu.sample is not None else ())
-        )
+        if gpu.sample is not None:
+            lines.extend(labelled("", words) for words in _memory_words(gpu.sample))
     if lines:
         lines.append(BLANK)
     return [*lines, *detail_lines(fleet, node, now)]

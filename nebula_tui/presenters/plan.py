@@ -45,6 +45,7 @@ BLAST_RADIUS: Final = 1
 WIDTH: Final = 56
 _LABEL: Final = 8
 _MOST_LINES: Final = 12
+_MOST_FETCHES: Final = 3
 
 _VERBS: Final = {Wanted.RUN: "start", Wanted.DRAIN: "drain", Wanted.STOP: "stop"}
 
@@ -83,13 +84,19 @@ def plan_lines(fleet: FleetState, plan: PlanView) -> list[TextLine]:
         lines.append(_line("blocked", f"▲ {blocked.count} × {blocked.deployment}: {blocked.reason}", Severity.CRIT))
         unfit = [verdict for verdict in blocked.verdicts if not verdict.fits]
         lines.extend(_line("", f"{verdict.node}: {verdict.reason}", Severity.DIM) for verdict in unfit[:3])
+    lines.extend(_fetches(plan))
     if not lines:
-        lines.append(_line("plan", plan.summary or "nothing to do", Severity.NORMAL))
+        lines.extend(_summary(plan.summary or "nothing to do"))
     lines.append(BLANK)
     lines.append(_effect(plan))
     if plan.last_ready:
         lines.append(_line("risk", "● the last ready replica goes: no answer then", Severity.WARN))
     return lines
+
+
+def _summary(text: str) -> list[TextLine]:
+    first, *rest = textwrap.wrap(text, WIDTH - _LABEL) or [""]
+    return [_line("plan", first, Severity.NORMAL), *(_line("", line, Severity.NORMAL) for line in rest)]
 
 
 def _changes(fleet: FleetState, plan: PlanView) -> list[TextLine]:
@@ -133,11 +140,24 @@ def _changes(fleet: FleetState, plan: PlanView) -> list[TextLine]:
     return lines
 
 
+def _fetches(plan: PlanView) -> list[TextLine]:
+    """What has to come to the nodes' disks first, and how large it is."""
+    lines: list[TextLine] = []
+    for fetch in plan.fetches[:_MOST_FETCHES]:
+        first, *rest = textwrap.wrap(fetch.words, WIDTH - _LABEL) or [""]
+        lines.append(_line("fetch" if fetch.kind == "model" else "pull", first, Severity.NORMAL))
+        lines.extend(_line("", line, Severity.NORMAL) for line in rest[:2])
+    if (left := len(plan.fetches) - _MOST_FETCHES) > 0:
+        lines.append(_line("", f"… and {left} more", Severity.DIM))
+    return lines
+
+
 def _effect(plan: PlanView) -> TextLine:
     words = [plural(plan.inflight_affected, "open request") + " affected"]
     starts = any(change.placement is not None and change.placement.wanted is Wanted.RUN for change in plan.plan.changes)
     if plan.estimated_ready_seconds is not None:
-        words.append(f"ready in about {duration(plan.estimated_ready_seconds)}")
+        load = duration(plan.estimated_ready_seconds)
+        words.append(f"ready about {load} after that" if plan.fetches else f"ready in about {load}")
     elif starts:
         words.append("ready: unknown, never loaded before")
     severity = Severity.WARN if plan.inflight_affected else Severity.NORMAL

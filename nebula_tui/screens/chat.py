@@ -177,7 +177,7 @@ class ChatPane(Panel):
             ):
                 match event:
                     case ChatOpened():
-                        self.state = self.state.opened(event.replica, event.decision)
+                        self.state = self.state.opened(event.replica, event.decision, event.request_id)
                     case ChatDelta():
                         self._take(event, grown)
                     case ChatDone():
@@ -420,6 +420,11 @@ class ChatView(View):
             return Selection("replica", self.targets[0])
         return Selection("deployment", self.model) if self.model is not None else None
 
+    @property
+    def request(self) -> str | None:
+        """The one the first pane showed last."""
+        return next((pane.state.request_id for pane in self.panes if pane.state.request_id is not None), None)
+
     def copy_text(self) -> str | None:
         said = [turn for pane in self.panes[:1] for turn in pane.turns]
         return "\n\n".join(f"> {turn.text}" if turn.role == "user" else turn.text for turn in said) or None
@@ -432,12 +437,14 @@ class ChatView(View):
                 KeyHint("^G", "replicas", "ctrl+g", 0),
                 KeyHint("^N", "new session", "ctrl+n", 1),
                 KeyHint("↑", "earlier", "up", 2),
+                *([KeyHint("F2", "why", "f2", 1)] if self.request is not None else []),
                 KeyHint("^P", "palette", "ctrl+p", 2),
             ]
         return [
             KeyHint("i", "write", "i", 0),
             KeyHint("^G", "replicas", "ctrl+g", 0),
             KeyHint("^N", "new session", "ctrl+n", 1),
+            *([KeyHint("W", "why", "W", 1)] if self.request is not None else []),
             KeyHint("tab", "pane", "tab", 2),
             KeyHint("l", "logs", "l", 1),
             KeyHint("y", "copy markdown", "y", 2),

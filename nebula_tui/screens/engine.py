@@ -1,8 +1,4 @@
-"""Screens 4 and 5: one engine over ten minutes, and what is open on every replica now.
-
-Both show what the watch carries today: an engine's own figures, and the in-flight counts of the proxies. Single
-requests with their waterfall need request records of the proxies, which the Control API does not offer yet.
-"""
+"""Screen 4, engine: why is it slow. One engine over ten minutes, by its own figures."""
 
 from typing import ClassVar
 
@@ -12,14 +8,14 @@ from textual.widget import Widget
 
 from nebula_core.records.replica import Phase
 from nebula_core.records.views import ReplicaView
-from nebula_tui.messages import HintsChanged, Jump, Selection
+from nebula_tui.messages import HintsChanged, Selection
 from nebula_tui.presenters import engine, models
 from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.presenters.text import plain
 from nebula_tui.screens.parts import Lines
 from nebula_tui.screens.view import Host, View
-from nebula_tui.widgets import BrailleChart, FleetTable, KeyHint, MeterRow, Panel
+from nebula_tui.widgets import BrailleChart, KeyHint, MeterRow, Panel
 
 
 class EngineView(View):
@@ -145,82 +141,10 @@ class EngineView(View):
             KeyHint("→", "other replica", "right", 0),
             *self.acting(KeyHint("r", "restart", "r", 1), KeyHint("d", "drain", "d", 1)),
             KeyHint("l", "logs", "l", 0),
+            KeyHint("R", "requests", "R", 1),
             KeyHint("t", "chat", "t", 0),
             KeyHint("e", "events", "e", 2),
             KeyHint("n", "its node", "n", 2),
             KeyHint("m", "its model", "m", 2),
-            KeyHint("?", "help", "question_mark", 0),
-        ]
-
-
-class RequestsView(View):
-    NAME: ClassVar[str] = "requests"
-    DEFAULT_CSS = """
-    RequestsView #rq-head { height: 1; }
-    RequestsView #rq-note { height: 1; }
-    RequestsView #rq-list { padding: 0; }
-    RequestsView #rq-proxies { height: 8; padding: 0; }
-    RequestsView.-compact #rq-proxies { height: 5; }
-    """
-
-    def compose(self) -> ComposeResult:
-        yield Lines(id="rq-head")
-        with Panel(id="rq-list", title="in flight per replica"):
-            yield FleetTable(engine.INFLIGHT_COLUMNS, id="rq-table", empty_text="No replica yet.")
-        with Panel(id="rq-proxies", title="proxies"):
-            yield FleetTable(
-                engine.PROXY_COLUMNS, id="rq-proxy-table", empty_text="No proxy reports: no request is routed."
-            )
-        yield Lines(id="rq-note")
-
-    @property
-    def table(self) -> FleetTable:
-        return self.query_one("#rq-table", FleetTable)
-
-    def first_focus(self) -> Widget | None:
-        return self.table
-
-    def refresh_data(self) -> None:
-        self.set_class(self.compact, "-compact")
-        fleet, now = self.fleet, self.host.now()
-        self.query_one("#rq-head", Lines).set_lines([engine.requests_line(fleet)], stale=not fleet.is_live(now))
-        self.table.set_rows(engine.inflight_rows(fleet, now))
-        self.query_one("#rq-proxy-table", FleetTable).set_rows(engine.proxy_rows(fleet, now))
-        self.query_one("#rq-list", Panel).set_note(self.table.view_note)
-        note = (
-            " Counts of open requests, by replica. Single requests are not recorded yet; see each engine's log with l."
-        )
-        self.query_one("#rq-note", Lines).set_lines([plain(note, Severity.DIM)])
-
-    @property
-    def selection(self) -> Selection | None:
-        return Selection("replica", self.table.cursor_id) if self.table.cursor_id is not None else None
-
-    def show_thing(self, selection: Selection) -> None:
-        for replica in selection.replicas(self.fleet)[:1]:
-            self.table.move_to(replica.id)
-
-    def on_fleet_table_row_selected(self, event: FleetTable.RowSelected) -> None:
-        if event.table is self.table:
-            self.post_message(Jump("engine", Selection("replica", event.row_id)))
-
-    def can_filter(self) -> bool:
-        return True
-
-    @property
-    def filter_text(self) -> str:
-        return self.table.filter_text
-
-    def set_filter(self, text: str) -> None:
-        self.table.set_filter(text)
-
-    def hints(self) -> list[KeyHint]:
-        return [
-            KeyHint("⏎", "engine", "enter", 0),
-            KeyHint("/", "filter", "slash", 1),
-            KeyHint("<", "sort", "less_than_sign", 2),
-            KeyHint(">", "", "greater_than_sign", 2),
-            KeyHint("l", "logs", "l", 1),
-            KeyHint("t", "chat", "t", 1),
             KeyHint("?", "help", "question_mark", 0),
         ]

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.widget import Widget
 
 from nebula_core.records.event import Event
 from nebula_tui.messages import Open, Selection, selection_of
 from nebula_tui.presenters import events
 from nebula_tui.presenters.text import plural
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import Host, View
+from nebula_tui.screens.view import Host, TableView
 from nebula_tui.widgets import FleetTable, KeyHint, Panel
 
 
-class EventsView(View):
+class EventsView(TableView):
     NAME: ClassVar[str] = "events"
+    TABLE: ClassVar[str] = "ev-table"
     DEFAULT_CSS = """
     EventsView #ev-list { padding: 0; }
     EventsView #ev-detail { height: 7; }
@@ -34,13 +34,6 @@ class EventsView(View):
             yield FleetTable(events.COLUMNS, id="ev-table", empty_text="No event yet.")
         with Panel(id="ev-detail", title="event"):
             yield Lines(id="ev-lines")
-
-    @property
-    def table(self) -> FleetTable:
-        return self.query_one("#ev-table", FleetTable)
-
-    def first_focus(self) -> Widget | None:
-        return self.table
 
     def refresh_data(self) -> None:
         fleet = self.fleet

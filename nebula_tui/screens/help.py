@@ -41,11 +41,28 @@ _SECTIONS: Final[tuple[_Section, ...]] = (
             ("← →", "fold, unfold"),
         ),
     ),
-    ("jump to", (("l", "logs"), ("t", "chat"), ("e", "events"), ("n", "its node"), ("m", "its model"))),
+    (
+        "jump to",
+        (
+            ("l", "logs"),
+            ("t", "chat"),
+            ("e", "events"),
+            ("n", "its node"),
+            ("m", "its model"),
+            ("R", "its requests"),
+            ("W F2", "why this request"),
+        ),
+    ),
 )
 _ACTIONS: Final = (
     "act: each shows the server's plan first",
-    (("s", "scale"), ("d", "drain a node or replica"), ("c U", "cordon, uncordon a node"), ("r", "restart")),
+    (
+        ("s", "scale"),
+        ("d", "drain a node or replica"),
+        ("c U", "cordon, uncordon a node"),
+        ("r", "restart"),
+        ("x", "cancel a request"),
+    ),
 )
 _MORE: Final = (
     (

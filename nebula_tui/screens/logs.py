@@ -19,6 +19,7 @@ from nebula_tui.adapters.files import save_text
 from nebula_tui.messages import Ask, HintsChanged, Selection, Told
 from nebula_tui.presenters import logs
 from nebula_tui.presenters.loglines import LogEntry, LogFilter, entries_of, gap_entry, make_entry
+from nebula_tui.presenters.requests import request_in
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.screens.parts import Lines
 from nebula_tui.screens.view import Host, View
@@ -232,6 +233,12 @@ class LogsView(View):
         self._status()
         return True
 
+    @property
+    def request(self) -> str | None:
+        """The one that the line under the cursor names."""
+        entry = self.ring.cursor_entry
+        return None if entry is None else request_in(entry.text)
+
     def copy_text(self) -> str | None:
         entry = self.ring.cursor_entry
         return entry.text if entry is not None else None
@@ -247,6 +254,7 @@ class LogsView(View):
             KeyHint("L", "level", "L", 2),
             KeyHint("t", "time", "t", 3),
             KeyHint("w", "wrap", "w", 2),
+            *([KeyHint("W", "why", "W", 1)] if self.request is not None else []),
             KeyHint("^S", "save", "ctrl+s", 3),
             KeyHint("y", "copy line", "y", 4),
             KeyHint("?", "help", "question_mark", 0),

@@ -21,7 +21,7 @@ from nebula_tui.presenters.cells import Severity
 from nebula_tui.presenters.plan import Action
 from nebula_tui.presenters.text import plain
 from nebula_tui.screens.chat import ChatView
-from nebula_tui.screens.engine import EngineView, RequestsView
+from nebula_tui.screens.engine import EngineView
 from nebula_tui.screens.events import EventsView
 from nebula_tui.screens.help import HelpScreen
 from nebula_tui.screens.logs import LogsView
@@ -30,7 +30,9 @@ from nebula_tui.screens.nodes import NodesView
 from nebula_tui.screens.overview import OverviewView
 from nebula_tui.screens.parts import Banner, CommandLine, Lines
 from nebula_tui.screens.plan_dialog import PlanDialog, told_of
+from nebula_tui.screens.requests import RequestsView
 from nebula_tui.screens.view import Host, View
+from nebula_tui.screens.why import WhyScreen
 from nebula_tui.widgets import HeaderBar, HeaderState, KeyBar, Tab
 
 _VIEWS: dict[str, Callable[[Host], View]] = {
@@ -79,6 +81,10 @@ class MainScreen(Screen[None]):
         Binding("e", "jump('events')", "events", show=False, id="jump.events"),
         Binding("n", "jump('nodes')", "its node", show=False, id="jump.node"),
         Binding("m", "jump('models')", "its model", show=False, id="jump.model"),
+        Binding("R", "jump('requests')", "its requests", show=False, id="jump.requests"),
+        # Letters are text while a question is written; F2 works there as well.
+        Binding("W,f2", "why", "why this request", show=False, id="jump.why"),
+        Binding("x", "act('cancel')", "cancel the request", show=False, id="act.cancel"),
         Binding("s", "act('scale')", "scale", show=False, id="act.scale"),
         Binding("d", "act('drain')", "drain", show=False, id="act.drain"),
         Binding("c", "act('cordon')", "cordon", show=False, id="act.cordon"),
@@ -223,6 +229,9 @@ class MainScreen(Screen[None]):
             case "cluster":
                 view = await self.show("events")
                 return
+            case "request":
+                self.why(selection.name)
+                return
             case _:
                 return
         view.show_thing(selection)
@@ -330,9 +339,33 @@ class MainScreen(Screen[None]):
         """A viewer has no keys that change anything."""
         return not (action == "act" and not self.host.may_act())
 
+    def action_why(self) -> None:
+        name = self.view.request
+        if name is None:
+            self.tell("no request here: choose one on 5, ask something on 7, or a line of a log that names one")
+        else:
+            self.why(name)
+
+    def why(self, request: str) -> None:
+        """Opens the pane that explains a request."""
+
+        async def closed(result: Action | str | None) -> None:
+            if isinstance(result, Action):
+                self.act(result)
+            elif result is not None:
+                view = await self.show("logs")
+                view.show_thing(Selection("replica", result))
+                self._hints()
+
+        self.app.push_screen(WhyScreen(self.host, request, ticking=bool(self._tick_seconds)), closed)
+
     def action_act(self, verb: str) -> None:
-        selected = self.view.selection
-        action = self._action(verb, selected) if selected is not None else None
+        if verb == "cancel":
+            name = self.view.request
+            action = None if name is None else Action("cancel", "request", name)
+        else:
+            selected = self.view.selection
+            action = self._action(verb, selected) if selected is not None else None
         if action is None:
             self.tell(f"nothing to {verb} here: choose a {_WHAT[verb]}", Severity.WARN)
         else:
@@ -441,6 +474,8 @@ class MainScreen(Screen[None]):
                 await self._show_command(meant)
             case command.Act():
                 self.act(meant.action)
+            case command.Why():
+                self.why(meant.request)
             case command.SetTheme():
                 if meant.name in self.app.available_themes:
                     self.app.theme = meant.name
@@ -478,6 +513,7 @@ class MainScreen(Screen[None]):
 
 
 _WHAT = {
+    "cancel": "request on 5",
     "scale": "model",
     "drain": "node or replica",
     "cordon": "node",

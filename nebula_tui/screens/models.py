@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.widget import Widget
 
 from nebula_tui.messages import HintsChanged, Jump, Selection, selection_of
 from nebula_tui.presenters import models
@@ -12,12 +11,13 @@ from nebula_tui.presenters.cells import Severity, percent, short_count
 from nebula_tui.presenters.states import short_replica
 from nebula_tui.presenters.text import plural
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import Host, View
+from nebula_tui.screens.view import Host, TableView
 from nebula_tui.widgets import BrailleChart, FleetTable, KeyHint, Panel
 
 
-class ModelsView(View):
+class ModelsView(TableView):
     NAME: ClassVar[str] = "models"
+    TABLE: ClassVar[str] = "md-table"
     DEFAULT_CSS = """
     ModelsView #md-list { padding: 0; }
     ModelsView #md-bottom { height: 14; }
@@ -40,13 +40,6 @@ class ModelsView(View):
             with Panel(id="md-charts"):
                 yield BrailleChart(id="md-kv", maximum=1.0, caption="KV cache, fullest replica")
                 yield BrailleChart(id="md-out", minimum_top=1.0, caption="tokens/s")
-
-    @property
-    def table(self) -> FleetTable:
-        return self.query_one("#md-table", FleetTable)
-
-    def first_focus(self) -> Widget | None:
-        return self.table
 
     def refresh_data(self) -> None:
         self.set_class(self.compact, "-compact")

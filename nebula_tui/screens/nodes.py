@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.widget import Widget
 
 from nebula_core.records.views import NodeView
 from nebula_tui.messages import HintsChanged, Selection
@@ -11,12 +10,13 @@ from nebula_tui.presenters import nodes
 from nebula_tui.presenters.cells import LazyRows, Severity
 from nebula_tui.presenters.states import node_state
 from nebula_tui.screens.parts import Lines
-from nebula_tui.screens.view import Host, View
+from nebula_tui.screens.view import Host, TableView
 from nebula_tui.widgets import FleetTable, KeyHint, Panel
 
 
-class NodesView(View):
+class NodesView(TableView):
     NAME: ClassVar[str] = "nodes"
+    TABLE: ClassVar[str] = "nd-table"
     DEFAULT_CSS = """
     NodesView #nd-list { padding: 0; }
     NodesView #nd-detail { height: 11; }
@@ -34,13 +34,6 @@ class NodesView(View):
             yield FleetTable(nodes.COLUMNS, id="nd-table", empty_text="No node yet: nebula node add USER@HOST")
         with Panel(id="nd-detail"):
             yield Lines(id="nd-lines")
-
-    @property
-    def table(self) -> FleetTable:
-        return self.query_one("#nd-table", FleetTable)
-
-    def first_focus(self) -> Widget | None:
-        return self.table
 
     def refresh_data(self) -> None:
         self.set_class(self.compact, "-compact")

@@ -99,6 +99,8 @@ class PlanDialog(ModalScreen[PlanView | None]):
                 return await control.drain(action.kind, action.name, dry_run=dry_run)
             case "restart":
                 return await control.restart(action.kind, action.name, dry_run=dry_run)
+            case "cancel":
+                return await control.cancel(action.name, dry_run=dry_run)
             case "cordon":
                 return await control.cordon(action.name, dry_run=dry_run)
             case "uncordon":

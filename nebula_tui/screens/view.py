@@ -10,7 +10,7 @@ from nebula_tui.adapters.control import Control
 from nebula_tui.messages import Selection
 from nebula_tui.presenters.fleet import FleetState
 from nebula_tui.presenters.trouble import Trouble
-from nebula_tui.widgets import KeyHint
+from nebula_tui.widgets import FleetTable, KeyHint
 
 
 class Host(Protocol):
@@ -33,6 +33,9 @@ class Host(Protocol):
 
     def may_act(self) -> bool:
         """Whether the role allows changes."""
+
+    def is_paused(self) -> bool:
+        """Whether the operator holds the picture still."""
 
 
 class View(Vertical):
@@ -63,6 +66,11 @@ class View(Vertical):
 
     @property
     def selection(self) -> Selection | None:
+        return None
+
+    @property
+    def request(self) -> str | None:
+        """The request the cursor is on or that was answered last, for `why` and `cancel`."""
         return None
 
     def show_thing(self, selection: Selection) -> None:
@@ -100,3 +108,17 @@ class View(Vertical):
     def compact(self) -> bool:
         """Too little room for the large layout."""
         return self.app.size.width < 118 or self.app.size.height < 34
+
+
+class TableView(View):
+    """A view whose heart is one table: the keys go there first."""
+
+    #: The table's id.
+    TABLE: ClassVar[str] = ""
+
+    @property
+    def table(self) -> FleetTable:
+        return self.query_one(f"#{self.TABLE}", FleetTable)
+
+    def first_focus(self) -> Widget | None:
+        return self.table

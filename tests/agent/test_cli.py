@@ -1,12 +1,15 @@
 """What a person types: settings that are checked, a preflight table, the simulated engine."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 
+from nebula_agent.loops.preflight import object_store_findings
 from nebula_agent.settings import AgentSettings
 from nebula_core.errors import SettingsError
 from nebula_core.runtime.settings import load_settings
@@ -84,12 +87,41 @@ def test_check_says_what_is_there_and_what_is_missing(tmp_path, store_url):
     assert re.search(r"^ok +store", done.stdout, re.MULTILINE)
     assert re.search(r"^ok +engine simulated", done.stdout, re.MULTILINE)
     assert re.search(r"^warn +sealing_public_key", done.stdout, re.MULTILINE)
+    assert re.search(r"^ok +clock +0\.\d s from the store's", done.stdout, re.MULTILINE)
+    rows = {
+        row["name"]: row for row in json.loads(agent("check", "--config", str(config), "-o", "json").stdout)["items"]
+    }
+    assert {"node", "policy", "store", "clock", "docker", "gpus", "port_range", "shared_memory"} <= rows.keys()
+    assert rows["clock"]["verdict"] == "ok"
+    # Doors that have something to log, as where there is no driver, log nothing into the answer.
+    config.write_text(config.read_text().replace('"simulated:2"', '"auto"'))
+    assert json.loads(agent("check", "--config", str(config), "-o", "json").stdout)["items"]
     config.write_text(f'data_dir = "{tmp_path}"\n[store]\nurl = "unix:///nowhere/s"\n')
     done = agent("check", "--config", str(config))
     assert done.returncode == 1
     assert re.search(r"^FAIL +store", done.stdout, re.MULTILINE)
     assert re.search(r"^FAIL +verify_keys", done.stdout, re.MULTILINE)
     assert "→" in done.stdout
+
+
+def test_check_speaks_of_an_object_store_where_settings_or_policy_do(tmp_path):
+    settings, policy, keys = {"data_dir": str(tmp_path)}, tmp_path / "policy.toml", tmp_path / "keys"
+
+    def row(sources, **s3):
+        policy.write_text(f"sources = {json.dumps(sources)}\n")
+        said = AgentSettings(**settings, policy_file=policy, model_cache={"s3": s3})
+        return next(((each.verdict, each.detail, each.hint) for each in object_store_findings(said)), None)
+
+    assert row(["Qwen/*"]) is None
+    assert row(["s3:models/*"]) == ("ok", "the endpoint of the environment, else AWS: s3:models/*", None)
+    assert row([], endpoint="https://minio.example:9000")[0] == "warn"
+    keys.write_text("[default]\n")
+    keys.chmod(0o644)
+    verdict, detail, hint = row(["s3:models/*"], credentials_file=keys)
+    assert (verdict, "may be read or written by other users" in detail) == ("FAIL", True)
+    assert "chmod 600" in hint
+    with pytest.raises(ValidationError, match="endpoint"):
+        row([], endpoint="minio:9000")
 
 
 def test_the_simulated_engine_is_a_command_of_the_agent():

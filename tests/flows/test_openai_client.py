@@ -105,3 +105,44 @@ def test_a_client_that_leaves_frees_the_engine(client, up):
     eventually(
         lambda: all((row["sample"] or {}).get("requests_running", 0) == 0 for row in up.replicas()), "idle engines", 10
     )
+
+
+def test_an_adapter_is_a_model_of_the_whole_cluster(client, up):
+    """From the file of its deployment to the command line of its engine, to /v1/models, to a key of its own."""
+    spec = {"source": "sim", "engine": "simulated", "replicas": 1, "gpus": 0}
+    up.api("PUT", "/deployments/base", spec | {"adapters": [{"name": "sql", "source": "/lora/sql"}]})
+    try:
+        rows = eventually(lambda: [row for row in up.replicas("base") if row["phase"] == "ready"], "base is ready")
+        ask = {"messages": MESSAGES, "max_tokens": 4}
+
+        def listed():
+            return {entry.id: entry for entry in client.models.list()}
+
+        eventually(lambda: client.models.list() and "sql" in listed(), "the adapter is listed", 10)
+        assert (listed()["sql"].parent, listed()["base"].parent) == ("base", None)
+        raw = eventually(lambda: _tried(client, ask | {"model": "sql"}), "the adapter answers", 10)
+        assert raw.headers["x-nebula-replica"] == rows[0]["id"]
+        assert raw.parse().model == "sql"
+        narrow = up.api("POST", "/keys", {"name": "narrow", "models": ["sql"]})["key"]
+        with openai.OpenAI(base_url=up.ready["openai_base_url"], api_key=narrow, max_retries=0) as own:
+            eventually(lambda: _names(own) == ["sql"], "the key is known", 10)
+            assert own.chat.completions.create(model="sql", **ask).choices
+            with pytest.raises(openai.PermissionDeniedError):
+                own.chat.completions.create(model="base", **ask)
+    finally:
+        up.api("DELETE", "/deployments/base")
+    eventually(lambda: "sql" not in _names(client), "the adapter is gone")
+
+
+def _tried(client, ask):
+    try:
+        return client.chat.completions.with_raw_response.create(**ask)
+    except openai.APIStatusError:
+        return None
+
+
+def _names(client):
+    try:
+        return [entry.id for entry in client.models.list()]
+    except openai.AuthenticationError:
+        return None

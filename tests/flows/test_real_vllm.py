@@ -4,14 +4,17 @@ import os
 import tempfile
 from pathlib import Path
 
+import anthropic
 import openai
 import pytest
 
-from tests.support.engine_process import VLLM_MODEL, VLLM_VENV
+from tests.flows.openai_script import Target, run
+from tests.support.engine_process import VLLM_MODEL, VLLM_VENV, put_computing_behind
 from tests.support.up import Up
 
 pytestmark = [pytest.mark.engine, pytest.mark.flow, pytest.mark.timeout(400)]
 MESSAGES = [{"role": "user", "content": "Tell me about rivers."}]
+ASK_COLD = {"extra_body": {"temperature": 0}}
 ASK = {"messages": MESSAGES, "temperature": 0, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
 
 
@@ -31,7 +34,10 @@ def up(tmp_path_factory):
     running = Up(tmp_path_factory.mktemp("vllm") / "data", *flags, env={"NEBULA_VLLM": str(program)}, ready_seconds=300)
     before = sockets()
     try:
-        yield running.start()
+        running.start()
+        (row,) = running.replicas("chat")
+        put_computing_behind(row["pid"])
+        yield running
     finally:
         running.stop()
         assert running.processes() == []
@@ -94,6 +100,29 @@ async def test_the_async_client(up, alone):
         stream = await client.chat.completions.create(model="chat", stream=True, **ASK)
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
     assert text == expected
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+async def test_the_script_of_sixty_calls(up, asynchronous):
+    """What a model of random weights can do: it keeps to no schema and looks at no pictures, and leaves no core to spare."""
+    target = Target(
+        up.ready["openai_base_url"], up.ready["api_key"], "chat", shaped=False, pictures=False, spare_core=False
+    )
+    results = [result async for result in run(target, asynchronous=asynchronous)]
+    assert [result for result in results if result.problem] == []
+    assert sum(result.problem is None for result in results) >= 44
+
+
+async def test_the_anthropic_client(up):
+    base = up.ready["openai_base_url"].removesuffix("/v1")
+    ask = {"model": "chat", "messages": MESSAGES, "max_tokens": 12}
+    async with anthropic.AsyncAnthropic(base_url=base, api_key=up.ready["api_key"], max_retries=0) as client:
+        whole = await client.messages.create(**ASK_COLD, **ask)
+        async with client.messages.stream(**ASK_COLD, **ask) as stream:
+            text = "".join([piece async for piece in stream.text_stream])
+        assert text == whole.content[0].text
+        counted = await client.messages.count_tokens(model="chat", messages=MESSAGES)
+        assert counted.input_tokens == whole.usage.input_tokens
 
 
 def test_its_key_is_nowhere_else(up):

@@ -49,7 +49,7 @@ def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
     tui.write("say a few words")
     tui.until("say a few words")
     tui.type("Enter")
-    tui.until("least_pending", "TTFT", "ITL", " in 1")
+    tui.until("prefix_cache_aware", "TTFT", "ITL", " in 1")
     tui.type("Escape")
     tui.until("i write")
 
@@ -87,4 +87,4 @@ def test_it_ends_on_q(own):
     with Terminal(command) as terminal:
         terminal.until("LIVE")
         terminal.type("q")
-        terminal.until("Pane is dead")
+        terminal.until_ended()

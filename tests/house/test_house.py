@@ -63,7 +63,10 @@ def test_a_lock_has_hashes_and_no_addresses(name):
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("requirements.lock", ()), ("requirements-test.lock", ("--group", "dev", "-c", "requirements.lock"))],
+    [
+        ("requirements.lock", ()),
+        ("requirements-test.lock", ("--extra", "s3", "--group", "dev", "-c", "requirements.lock")),
+    ],
 )
 def test_a_lock_follows_from_pyproject(tmp_path, name, extra):
     """Recompiled onto itself: pins are kept, so that a new release elsewhere breaks nothing."""
@@ -116,3 +119,23 @@ def test_the_readme_names_the_test_command_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     assert "make test" in readme
     assert re.search(r"^make test", ci, re.MULTILINE)
+
+
+def test_decisions_are_numbered_and_listed():
+    pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
+    assert [int(name[:4]) for name in pages] == list(range(1, len(pages) + 1))
+    listed = (ROOT / "docs" / "decisions" / "README.md").read_text().splitlines()
+    for name in pages:
+        title = (ROOT / "docs" / "decisions" / name).read_text().partition("\n")[0].removeprefix(f"# {int(name[:4])}. ")
+        assert f"- [{name[:4]}]({name}) {title}" in listed
+
+
+def test_links_between_documents_lead_somewhere():
+    pages = [path for path in tracked() if path.suffix == ".md" and "snapshots" not in path.parts]
+    assert pages
+    dead = []
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists():
+                dead.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not dead, dead

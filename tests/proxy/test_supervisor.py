@@ -11,7 +11,10 @@ import psutil
 import pytest
 
 from nebula_core.runtime.processes import free_port
+from nebula_proxy import supervisor
+from nebula_proxy.adapters.vitals import open_descriptors
 from nebula_proxy.installing import install
+from nebula_proxy.settings import ProxySettings
 from tests.support.data_plane import until
 from tests.support.proxy_process import proxy_process
 
@@ -24,8 +27,8 @@ def children(pid: int) -> dict[str, list[psutil.Process]]:
             words = child.cmdline()
         except psutil.Error:
             continue
-        if "--role" in words:
-            found[words[words.index("--role") + 1]].append(child)
+        if "nebula_proxy.worker" in words:
+            found[words[words.index("nebula_proxy.worker") + 1]].append(child)
     return found
 
 
@@ -95,3 +98,24 @@ async def test_children_end_when_their_supervisor_is_killed(store_url: str, tmp_
         proxy.process.kill()
         await proxy.process.wait()
         await until(lambda: not any(orphan.is_running() for orphan in orphans), 10)
+
+
+async def test_a_child_that_cannot_be_started_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has no process left for us now may have one in a moment; the others serve meanwhile."""
+    proxy = supervisor.Supervisor(ProxySettings(), None, control=False)
+    tries = 0
+
+    async def refused(*_words: object, **_options: object) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            proxy._stop()
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    before = open_descriptors()
+    async with asyncio.timeout(10):
+        await proxy._keep(supervisor.ChildSpec("data-0", "data", ()))
+    assert tries == 3
+    assert open_descriptors() == before

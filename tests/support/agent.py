@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -24,11 +25,17 @@ from nebula_core.store.store import Store
 T = TypeVar("T")
 
 
+#: Given by this process lately: whoever has them may not listen yet.
+_given: deque[int] = deque(maxlen=2_000)
+
+
 def free_ports(count: int) -> int:
     """The first of so many neighbouring free ports below the range the kernel gives out by itself."""
     start = 21_000 + (os.getpid() * 131 + time.monotonic_ns() // 1_000_000) % 9_000
     for first in [*range(start, 31_000 - count), *range(21_000, start)]:
-        if all(_is_free(first + offset) for offset in range(count)):
+        ports = range(first, first + count)
+        if not any(port in _given for port in ports) and all(map(_is_free, ports)):
+            _given.extend(ports)
             return first
     raise AssertionError("no free ports")
 
@@ -155,11 +162,15 @@ class Cluster:
             "sealing_public_key": str(self.sealing_public),
             "term_seconds": 3.0,
             "store": {"url": self.store.settings.url},
+            # What else runs on this machine is none of a test's, unless it says so.
+            "discovery": {"enabled": False},
         }
         return values | changes
 
-    def agent(self, node: str = "n1", *, env: dict[str, str] | None = None, **changes: Any) -> "AgentProcess":
-        agent = AgentProcess(self.directory, self.settings(node, **changes), env)
+    def agent(
+        self, node: str = "n1", *, env: dict[str, str] | None = None, audit: Path | None = None, **changes: Any
+    ) -> "AgentProcess":
+        agent = AgentProcess(self.directory, self.settings(node, **changes), env, audit)
         self._agents.append(agent)
         return agent
 
@@ -169,9 +180,18 @@ class Cluster:
 
 
 class AgentProcess:
-    """`python -m nebula_agent run`, with everything it started gone at the end of the test."""
+    """`python -m nebula_agent run`, with everything it started gone at the end of the test.
 
-    def __init__(self, directory: Path, settings: dict[str, Any], env: dict[str, str] | None = None) -> None:
+    `audit` is a file for what its loop asks of disks, see `support/disk_audit`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: dict[str, Any],
+        env: dict[str, str] | None = None,
+        audit: Path | None = None,
+    ) -> None:
         import tomli_w
 
         self.settings = settings
@@ -181,11 +201,12 @@ class AgentProcess:
         self.log_file = directory / f"agent-{settings['node']}.log"
         self._env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
+        self._module = ["nebula_agent"] if audit is None else ["tests.support.disk_audit", str(audit)]
 
     def start(self) -> Self:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nebula_agent", "run", "--config", str(self.config)],
+                [sys.executable, "-m", *self._module, "run", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -280,6 +280,8 @@ class ClusterModel:
                 runtime="process",
                 phase=running.phase,
                 generation=running.placement.generation,
+                placement_epoch=running.placement.epoch,
+                placement_revision=running.placement.revision,
                 load_seconds=running.load_seconds,
                 sample=None if node.unscraped else self._sample(replica, running),
             )

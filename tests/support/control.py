@@ -19,6 +19,7 @@ from nebula_core.store.store import Store
 from nebula_proxy.control.app import ControlProcess, ControlServer
 from nebula_proxy.control.desk import Desk
 from nebula_proxy.control.planner import PlannerSettings
+from nebula_proxy.control.signing import SigningKeys
 from nebula_proxy.settings import ControlSettings, ProxySettings
 from tests.support.cluster_model import ClusterModel, make_deployment, make_node
 from tests.support.store import StoreServer
@@ -131,10 +132,13 @@ async def running_control(
                 tokens[role] = token
                 await own.put(ChangeKind.KEY, record.id, record, expected_generation=0)
         process = ControlProcess(
-            settings, store, KEY, planner_settings=planner or PlannerSettings(coalesce_seconds=0.01)
+            settings,
+            store,
+            SigningKeys(KEY),
+            planner_settings=planner or PlannerSettings(coalesce_seconds=0.01, listen_seconds=0),
         )
         process.server.__class__ = _TestServer
-        task = asyncio.create_task(process.serve(listener))
+        task = asyncio.create_task(process.serve([listener]))
         running = RunningControl(process, own, port, tokens)
         try:
             await _until(lambda: process.server.started or task.done())

@@ -11,15 +11,19 @@ from typing import Any
 
 import httpx
 
-from nebula_core.records.access import ApiKey, Role
+from nebula_core.records.access import ApiKey, KeyLimits, Role
 from nebula_core.records.deployment import Limits as ReplicaLimits
-from nebula_core.records.endpoint import Endpoint, ModelView
+from nebula_core.records.endpoint import NO_LIMITS_SAID, Endpoint, ModelView
 from nebula_core.records.sample import EngineSample
 from nebula_core.security.credentials import mint_key
-from nebula_proxy.app import DataServer, server
+from nebula_proxy.app import server
 from nebula_proxy.endpoints.application import application
-from nebula_proxy.traffic.plane import Limits, Plane
+from nebula_proxy.serving import OrderlyServer
+from nebula_proxy.traffic.plane import Limits, Plane, Routing
+from nebula_proxy.traffic.recorder import Recorder
 from nebula_proxy.traffic.request_log import RequestLog
+from nebula_proxy.traffic.waiting_room import RoomLimits
+from tests.support.scripted_engine import ScriptedEngine
 
 MODEL = "m"
 
@@ -44,8 +48,15 @@ def endpoint(replica: str, port: int, **changes: Any) -> Endpoint:
     return Endpoint(**(fields | changes))
 
 
-def model(*endpoints: Endpoint, name: str = MODEL, starting: int = 0, wanted: int | None = None) -> ModelView:
-    return ModelView(name, name, endpoints, starting, len(endpoints) if wanted is None else wanted)
+def model(
+    *endpoints: Endpoint,
+    name: str = MODEL,
+    starting: int = 0,
+    wanted: int | None = None,
+    limits: ReplicaLimits = NO_LIMITS_SAID,
+    adapters: tuple[str, ...] = (),
+) -> ModelView:
+    return ModelView(name, name, endpoints, starting, len(endpoints) if wanted is None else wanted, limits, adapters)
 
 
 def keys(*records: ApiKey) -> dict[str, ApiKey]:
@@ -53,10 +64,12 @@ def keys(*records: ApiKey) -> dict[str, ApiKey]:
 
 
 def key(role: Role = Role.CLIENT, **changes: Any) -> tuple[str, ApiKey]:
-    return mint_key("test", role, now=time.time(), created_by="test", **changes)
+    """`changes` are those of `mint_key`, and the limits of a key by name."""
+    limits = KeyLimits(**{name: changes.pop(name) for name in KeyLimits.model_fields if name in changes})
+    return mint_key("test", role, now=time.time(), created_by="test", limits=limits, **changes)
 
 
-class _TestServer(DataServer):
+class _TestServer(OrderlyServer):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # pytest keeps its own
@@ -65,9 +78,11 @@ class _TestServer(DataServer):
 @dataclass
 class RunningPlane:
     plane: Plane
-    server: DataServer
+    server: OrderlyServer
     port: int
     token: str
+    #: Those behind it, where a test wants to get at them.
+    engines: tuple[ScriptedEngine, ...] = ()
 
     @property
     def url(self) -> str:
@@ -115,6 +130,10 @@ class RunningPlane:
             writer.close()
 
 
+#: Nobody waits: what is full says so at once.
+NO_ROOM = RoomLimits(places=0)
+
+
 @contextlib.asynccontextmanager
 async def running_plane(
     *models: ModelView,
@@ -123,10 +142,23 @@ async def running_plane(
     require_auth: bool = True,
     extra_keys: Sequence[ApiKey] = (),
     log: RequestLog | None = None,
+    recorder: Recorder | None = None,
     drain_seconds: float = 5.0,
+    room: RoomLimits = NO_ROOM,
+    routing: Routing | None = None,
+    allowed_origins: Sequence[str] = (),
 ) -> AsyncIterator[RunningPlane]:
     """Serves until the block ends; then everything in flight must be gone."""
-    plane = Plane(proxy="test", limits=limits, require_auth=require_auth, log=log)
+    plane = Plane(
+        proxy="test",
+        limits=limits,
+        require_auth=require_auth,
+        log=log,
+        recorder=recorder,
+        room=room,
+        routing=routing,
+        allowed_origins=allowed_origins,
+    )
     token, record = key()
     plane.authenticator.update(keys(record, *extra_keys))
     listener = socket.create_server(("127.0.0.1", 0))

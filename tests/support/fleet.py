@@ -5,13 +5,15 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from nebula_core.errors import NebulaError
+from nebula_core.records.decision import AttemptRecord, CandidateRecord, DecisionRecord
 from nebula_core.records.deployment import DeploymentSpec
 from nebula_core.records.event import Event
 from nebula_core.records.node import DrainIntent
 from nebula_core.records.placement import Placement, Wanted
-from nebula_core.records.plan import Bucket, PlacementChange, Plan, PlanEntry
+from nebula_core.records.plan import Bucket, PlacementChange, Plan, PlanEntry, PlannedFetch
 from nebula_core.records.replica import EndpointAddress, Phase
 from nebula_core.records.report import ModelTraffic
 from nebula_core.records.sample import EngineSample, GpuSample, HostSample
@@ -24,12 +26,14 @@ from nebula_core.records.views import (
     PlanView,
     ProxyView,
     ReplicaView,
+    RequestsPage,
+    RequestView,
     WatchDelta,
     WatchSnapshot,
     WhoAmI,
 )
 from nebula_tui.adapters.chat import ChatDelta, ChatDone, ChatEvent, ChatOpened, ChatRequest
-from nebula_tui.adapters.control import Connected, Lost, WatchMessage
+from nebula_tui.adapters.control import Connected, Lost, NotFound, WatchMessage
 
 GIB = 2**30
 #: 2026-09-25 14:22:07 UTC.
@@ -529,6 +533,114 @@ def wavered(snapshot: WatchSnapshot, tick: int, *, seed: int = 3) -> WatchDelta:
     return WatchDelta(nodes=tuple(nodes), replicas=tuple(replicas), deployments=tuple(changed))
 
 
+def requests_page() -> RequestsPage:
+    """What is open in a busy fleet, and what ended lately: every state there is."""
+    dice = random.Random(9)
+    models = ("deepseek-v3.2", "llama-3.3-70b", "qwen3-32b")
+    items = []
+    for number in range(26):
+        state: Any = ("streaming", "streaming", "prefill", "waiting", "streaming", "streaming", "running")[number % 7]
+        begun = state == "streaming"
+        age = 184.0 - 6.3 * number
+        items.append(
+            RequestView(
+                id=f"req-4bf92f3577-{0x9F21 + 77 * number:x}",
+                proxy=f"proxy-{1 + number % 2}",
+                state=state,
+                stalled=("engine" if number % 2 else "client") if begun and number % 6 == 5 else None,
+                model=models[number % 3],
+                replica=None if state == "waiting" else f"{models[number % 3]}-r{1 + number % 4}",
+                path="/v1/chat/completions",
+                stream=state != "running",
+                key_id="k1",
+                key_name=("batch", "prod", "eval")[number % 3],
+                client="10.0.3.7",
+                age_seconds=age,
+                wait_seconds=age if state == "waiting" else (0.83 if number % 4 == 1 else None),
+                ttft_seconds=round(dice.uniform(0.9, 2.6), 2) if begun else None,
+                silent_seconds=3.4 if begun and number % 6 == 5 else 0.02,
+                tokens=dice.randrange(40, 3900) if begun else 0 if state != "running" else None,
+                tokens_per_second=dice.uniform(26, 86) if begun else None,
+                request_bytes=dice.choice((1402, 812, 19_871, 64_011)),
+                sent_bytes=dice.randrange(10_000, 400_000) if begun else 0,
+                attempts=0 if state == "waiting" else 2 if number == 4 else 1,
+                resumes=1 if number == 4 else 0,
+            )
+        )
+    endings = (("ok", 200), ("overloaded", 429), ("ok", 200), ("broken", 502), ("client_gone", 499), ("ok", 200))
+    for number, (outcome, status) in enumerate(endings):
+        served = status == 200
+        items.append(
+            RequestView(
+                id=f"req-4bf92f3577-{0x9000 - 31 * number:x}",
+                proxy="proxy-1",
+                state="ended",
+                outcome=outcome,
+                status=status,
+                model=models[number % 3],
+                replica=None if status == 429 else f"{models[number % 3]}-r1",
+                path="/v1/chat/completions",
+                stream=True,
+                key_id="k1",
+                key_name="prod",
+                at=WALL - number,
+                age_seconds=7.1 + number,
+                ttft_seconds=0.4 if served else None,
+                tokens=350 + number if served else None,
+                tokens_per_second=61.0 if served else None,
+                request_bytes=900,
+                sent_bytes=12_000,
+                attempts=0 if status == 429 else 1,
+                kept_because="sample",
+                entry=f"{1000 - number}-0",
+            )
+        )
+    return RequestsPage(
+        items=tuple(items), inflight=1214, waiting=88, prefill=102, streaming=1019, running=5, stalled=3, shown=26
+    )
+
+
+def decision_record(request: str, **changes: Any) -> DecisionRecord:
+    """A retried request with all its figures."""
+    best = CandidateRecord(
+        replica="llama-3.3-70b-r2", score=14.0, inflight=9, elsewhere=5, waiting=0, kv_cache_usage=0.66,
+        sample_age_seconds=0.4, saturation=0.69, prefix_ratio=0.61, chosen=True,
+    )  # fmt: skip
+    others = (
+        CandidateRecord(
+            replica="llama-3.3-70b-r1", score=17.0, inflight=12, elsewhere=5, waiting=0, kv_cache_usage=0.71,
+            sample_age_seconds=0.6, saturation=0.75, prefix_ratio=0.0, lost_because="score 17 above 14",
+        ),
+        CandidateRecord(
+            replica="llama-3.3-70b-r3", score=31.0, inflight=20, elsewhere=11, waiting=9, kv_cache_usage=0.97,
+            sample_age_seconds=0.5, saturation=1.13, prefix_ratio=0.0, lost_because="full (113%)",
+        ),
+        CandidateRecord(replica="llama-3.3-70b-r4", standing="out", lost_because="it cannot be reached"),
+    )  # fmt: skip
+    failed = AttemptRecord(
+        replica="llama-3.3-70b-r4", strategy="least_pending", reason="lowest", at_seconds=0.83,
+        candidates=(
+            CandidateRecord(replica="llama-3.3-70b-r4", score=2.0, inflight=2, waiting=0, kv_cache_usage=0.2, chosen=True,
+                            sample_age_seconds=0.9, saturation=0.21),
+            best.model_copy(update={"chosen": False, "lost_because": "score 14 above 2"}),
+        ),
+        candidates_total=4, trouble="lost", detail="the connection was reset",
+    )  # fmt: skip
+    served = AttemptRecord(
+        replica="llama-3.3-70b-r2", strategy="least_pending", reason="lowest", at_seconds=1.12,
+        candidates=(best, *others), candidates_total=4, first_byte_seconds=1.9,
+    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "id": request, "proxy": "proxy-2", "at": WALL - 17.2, "path": "/v1/chat/completions", "model": "llama-3.3-70b",
+        "key_id": "k1", "key_name": "prod", "stream": True, "outcome": "ok", "status": 200, "kept_because": "retried",
+        "admission": "wait", "wait_seconds": 0.83, "attempts": (failed, served), "ttft_seconds": 2.01,
+        "tpot_seconds": 0.0135, "overhead_seconds": 0.0004, "duration_seconds": 17.2, "prompt_tokens": 1402,
+        "completion_tokens": 1121, "request_bytes": 6120, "response_bytes": 281_000,
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+    }  # fmt: skip
+    return DecisionRecord(**(fields | changes))
+
+
 @dataclass
 class FakeControl:
     """Plays a snapshot and what tests put in `feed`; answers plans; records the calls."""
@@ -539,6 +651,8 @@ class FakeControl:
     error: NebulaError | None = None
     lines: dict[str, list[LogLine]] = field(default_factory=dict)
     base_url: str | None = "http://127.0.0.1:8081/v1"
+    page: RequestsPage = field(default_factory=RequestsPage)
+    records: dict[str, DecisionRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.feed: asyncio.Queue[WatchMessage] = asyncio.Queue()
@@ -576,6 +690,26 @@ class FakeControl:
 
     async def events(self, *, count: int = 200) -> tuple[Event, ...]:
         return self.snapshot.events[-count:]
+
+    async def requests(self) -> RequestsPage:
+        if self.error is not None:
+            raise self.error
+        return self.page
+
+    async def request(self, request_id: str) -> DecisionRecord:
+        self.calls.append(("request", request_id))
+        found = self.records.get(request_id)
+        if found is None:
+            raise NotFound(f"no proxy has {request_id!r} open, and it left no record", hint="a share is recorded")
+        return found
+
+    async def cancel(self, request_id: str, *, dry_run: bool) -> PlanView:
+        self.calls.append(("cancel", request_id, None, dry_run))
+        if self.error is not None:
+            raise self.error
+        verb = "cancels" if dry_run else "cancelled"
+        words = f"{verb} {request_id} (llama-3.3-70b, on llama-3.3-70b-r2, key prod, open for 17.2 s)"
+        return PlanView(dry_run=dry_run, summary=words, plan=Plan(revision=882), inflight_affected=1)
 
     async def scale(self, deployment: str, replicas: int, *, dry_run: bool) -> PlanView:
         return self._answer("scale", deployment, replicas, dry_run=dry_run)
@@ -643,13 +777,23 @@ class FakeControl:
                 PlacementChange(replica=one.id, placement=placed, reason="one more than wanted, the youngest")
             )
         plan = Plan(changes=tuple(changes), revision=882)
+        fetch = PlannedFetch(
+            node=self.snapshot.nodes[-1].id,
+            kind="model",
+            name=view.spec.source,
+            origin="hub",
+            size_bytes=61 * GIB,
+            replicas=(f"{name}-r{len(own) + 1}",),
+        )
+        more = replicas > len(own)
         return PlanView(
             dry_run=dry_run,
             summary=plan.summary,
             plan=plan,
             inflight_affected=sum(one.inflight for one in own[replicas:]),
             last_ready=replicas == 0,
-            estimated_ready_seconds=1.4 if replicas > len(own) else None,
+            estimated_ready_seconds=1.4 if more else None,
+            fetches=(fetch,) if more and view.spec.engine != "simulated" else (),
         )
 
     def _drained(self, name: str, *, dry_run: bool) -> PlanView:
@@ -685,11 +829,12 @@ class FakeChat:
     #: Called before each piece after the first: a test lets its clock go on.
     tick: Callable[[], None] | None = None
     requests: list[ChatRequest] = field(default_factory=list)
+    request_id: str | None = "c-1"
     closed: bool = False
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         self.requests.append(request)
-        yield ChatOpened(replica=request.replica or self.replica, decision="least_pending", request_id="c-1")
+        yield ChatOpened(replica=request.replica or self.replica, decision="least_pending", request_id=self.request_id)
         for place, piece in enumerate(self.pieces):
             if place == 1 and self.gate is not None:
                 await self.gate.wait()

@@ -127,11 +127,15 @@ class ScriptedEngine:
     ) -> None:
         await self.die()
 
-    async def die(self) -> None:
-        """As by SIGKILL: the port refuses, every connection is closed by the kernel."""
+    async def stop_listening(self) -> None:
+        """New connections are refused; those there are stay."""
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    async def die(self) -> None:
+        """As by SIGKILL: the port refuses, every connection is closed by the kernel."""
+        await self.stop_listening()
         for writer in list(self._writers):
             writer.transport.abort()
         for task in list(self._tasks):

@@ -8,8 +8,13 @@
  *   dead         the driver is gone: every call is an unknown error
  *   foreign      a process of somebody else holds 12 GiB of the first card
  *   noperm       initialisation is not permitted
+ *   crash        the next call takes the process along (SIGSEGV)
+ *   vanished     the second card is not listed any more
+ *   odd          figures that no card can mean
+ *   mig          the second card is divided into two instances
  * Calls that are not here at all are "function not found" for the binding, as with an old driver.
  */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +28,7 @@ typedef struct { unsigned int gpu, memory; } utilization_t;
 typedef struct { unsigned int pid; unsigned long long used; unsigned int gi, ci; } process_t;
 
 static char cards[CARDS];
+static char parts[2];
 
 static int is(const char *mood) {
     char found[32] = "ok";
@@ -35,10 +41,12 @@ static int is(const char *mood) {
     return strcmp(found, mood) == 0;
 }
 
-static int index_of(void *card) { return (int)((char *)card - cards); }
+static int is_part(void *card) { return (char *)card >= parts && (char *)card < parts + 2; }
+static int index_of(void *card) { return is_part(card) ? (int)((char *)card - parts) : (int)((char *)card - cards); }
 
 static int before(void *card) {
     while (is("hang")) usleep(20000);
+    if (is("crash")) raise(SIGSEGV);
     if (is("dead")) return UNKNOWN;
     if (card && is("lost") && index_of(card) == 1) return LOST;
     return OK;
@@ -70,7 +78,7 @@ int nvmlSystemGetDriverVersion(char *version, unsigned int length) {
 }
 int nvmlDeviceGetCount_v2(unsigned int *count) {
     BEFORE(NULL);
-    *count = CARDS;
+    *count = is("vanished") ? 1 : CARDS;
     return OK;
 }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **card) {
@@ -81,31 +89,32 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **card) {
 }
 int nvmlDeviceGetUUID(void *card, char *uuid, unsigned int length) {
     BEFORE(card);
-    snprintf(uuid, length, "GPU-stub-%d", index_of(card));
+    snprintf(uuid, length, is_part(card) ? "MIG-stub-%d" : "GPU-stub-%d", index_of(card));
     return OK;
 }
 int nvmlDeviceGetName(void *card, char *name, unsigned int length) {
     BEFORE(card);
-    snprintf(name, length, "Stub H100 80GB");
+    snprintf(name, length, is_part(card) ? "Stub H100 80GB MIG 3g.40gb" : "Stub H100 80GB");
     return OK;
 }
 int nvmlDeviceGetMemoryInfo(void *card, memory_t *memory) {
     BEFORE(card);
-    memory->total = 80ULL << 30;
+    memory->total = (is_part(card) ? 40ULL : 80ULL) << 30;
     memory->used = (1ULL + index_of(card)) << 30;
     memory->free = memory->total - memory->used;
     return OK;
 }
 int nvmlDeviceGetUtilizationRates(void *card, utilization_t *use) {
     RARE(card);
-    use->gpu = 37;
+    if (is_part(card)) return NOT_SUPPORTED;
+    use->gpu = is("odd") ? 4000000000u : 37;
     use->memory = 11;
     return OK;
 }
 int nvmlDeviceGetTemperature(void *card, int sensor, unsigned int *degrees) {
     (void)sensor;
     RARE(card);
-    *degrees = 51;
+    *degrees = is("odd") ? 4294967295u : 51;
     return OK;
 }
 int nvmlDeviceGetPowerUsage(void *card, unsigned int *milliwatts) {
@@ -116,6 +125,65 @@ int nvmlDeviceGetPowerUsage(void *card, unsigned int *milliwatts) {
 int nvmlDeviceGetEnforcedPowerLimit(void *card, unsigned int *milliwatts) {
     RARE(card);
     *milliwatts = 700000;
+    return OK;
+}
+typedef struct {
+    char legacy[16];
+    unsigned int domain, bus, device, pci_device, pci_subsystem;
+    char id[32];
+} pci_t;
+int nvmlDeviceGetPciInfo_v3(void *card, pci_t *pci) {
+    BEFORE(card);
+    memset(pci, 0, sizeof *pci);
+    snprintf(pci->id, sizeof pci->id, "00000000:%02X:00.0", 0x3b + index_of(card));
+    return OK;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *card, unsigned long long *reasons) {
+    RARE(card);
+    *reasons = 0x1 | 0x4 | 0x40;
+    return OK;
+}
+int nvmlDeviceGetTotalEccErrors(void *card, unsigned int type, unsigned int counter, unsigned long long *count) {
+    RARE(card);
+    *count = type * 10 + counter;
+    return OK;
+}
+int nvmlDeviceGetRemappedRows(void *card, unsigned int *corrected, unsigned int *uncorrected, unsigned int *pending, unsigned int *failure) {
+    RARE(card);
+    *corrected = *uncorrected = *failure = 0;
+    *pending = index_of(card);
+    return OK;
+}
+int nvmlDeviceGetCurrPcieLinkGeneration(void *card, unsigned int *generation) { RARE(card); *generation = 4; return OK; }
+int nvmlDeviceGetMaxPcieLinkGeneration(void *card, unsigned int *generation) { RARE(card); *generation = 5; return OK; }
+int nvmlDeviceGetCurrPcieLinkWidth(void *card, unsigned int *width) { RARE(card); *width = 8; return OK; }
+int nvmlDeviceGetMaxPcieLinkWidth(void *card, unsigned int *width) { RARE(card); *width = 16; return OK; }
+int nvmlDeviceGetPcieThroughput(void *card, unsigned int counter, unsigned int *kilobytes) {
+    RARE(card);
+    *kilobytes = counter ? 2048 : 1024; /* 0 is sent, 1 is received */
+    return OK;
+}
+int nvmlDeviceGetNvLinkState(void *card, unsigned int link, unsigned int *state) {
+    RARE(card);
+    if (link >= 4) return INVALID;
+    *state = link != 3;
+    return OK;
+}
+int nvmlDeviceGetNvLinkErrorCounter(void *card, unsigned int link, unsigned int counter, unsigned long long *count) {
+    RARE(card);
+    *count = link == 1 && counter == 0 ? 7 : 0;
+    return OK;
+}
+int nvmlDeviceGetMigMode(void *card, unsigned int *current, unsigned int *pending) {
+    RARE(card);
+    *current = *pending = is("mig") && index_of(card) == 1;
+    return OK;
+}
+int nvmlDeviceGetMaxMigDeviceCount(void *card, unsigned int *count) { RARE(card); *count = 7; return OK; }
+int nvmlDeviceGetMigDeviceHandleByIndex(void *card, unsigned int index, void **part) {
+    RARE(card);
+    if (index >= 2) return 6; /* not found */
+    *part = &parts[index];
     return OK;
 }
 /* nvmlDeviceGetClockInfo is missing on purpose. */

@@ -60,6 +60,15 @@ class Terminal:
             time.sleep(0.05)
         raise AssertionError(f"{'still' if gone else 'no'} {words} within {seconds} s on:\n{screen}")
 
+    def until_ended(self, seconds: float = 30.0) -> None:
+        """Once the program has ended. tmux knows it before, and sometimes without, writing so on the screen."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._tmux("list-panes", "-t", "t", "-F", "#{pane_dead}").strip() == "1":
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"still running after {seconds} s:\n{self.screen()}")
+
     def picture(self, path: Path) -> None:
         """The screen with its colours as SVG, for a person to look at."""
         from rich.console import Console

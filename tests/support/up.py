@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from nebula_core.runtime.processes import free_port
 
 READY_SECONDS = 90
 STOP_SECONDS = 12
@@ -77,11 +78,26 @@ class Up:
     def replicas(self, model: str = "demo") -> list[dict[str, Any]]:
         return [row for row in self.api("GET", "/replicas")["items"] if row["deployment"] == model]
 
+    def cli(self, *words: str) -> str:
+        """What `nebula WORDS` says as this cluster's admin."""
+        done = subprocess.run(
+            [sys.executable, "-m", "nebula_tui", "--url", self.ready["control_url"], *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "NEBULA_KEY": self.ready["admin_key"]},
+        )
+        assert done.returncode == 0, f"nebula {' '.join(words)}: {done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
     def logs(self) -> str:
-        """The end of every log, for the message of a failure."""
+        """The end of every log, of engines too, for the message of a failure; not what other tests' engines did."""
         parts = []
-        for path in sorted((self.data / "logs").glob("*.log")) if (self.data / "logs").is_dir() else ():
-            parts.append(f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]))
+        for path in sorted([*self.data.glob("logs/*.log"), *self.data.glob("nodes/*/logs/*.log")]):
+            lines = [line for line in path.read_text(errors="replace").splitlines() if '"found":' not in line]
+            parts.append(f"--- {path.relative_to(self.data)}\n" + "\n".join(lines[-20:]))
         return "\n".join(parts)
 
     def processes(self) -> list[psutil.Process]:
@@ -117,12 +133,6 @@ def cluster(data: Path, *flags: str, env: dict[str, str] | None = None) -> Itera
     finally:
         if up.process is not None:
             up.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(ask: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:

@@ -73,7 +73,7 @@ class Deployments:
             call,
             name,
             deed,
-            lambda former: changes.apply_spec(former, name, spec, by=call.by, at=call.at),
+            lambda former: self._named(changes.apply_spec(former, name, spec, by=call.by, at=call.at)),
             words,
         )
         return record_answer(answer)
@@ -129,8 +129,8 @@ class Deployments:
         def edit(former: Deployment | None) -> Deployment:
             known = self._there(former, name)
             if kind == "undo":
-                return changes.undo(known, by=call.by, at=call.at)
-            return changes.rollback(known, generation, by=call.by, at=call.at)
+                return self._named(changes.undo(known, by=call.by, at=call.at))
+            return self._named(changes.rollback(known, generation, by=call.by, at=call.at))
 
         def words(_former: Deployment | None, following: Deployment | None) -> str:
             verb = "takes the last change back" if kind == "undo" else "rolls back"
@@ -138,6 +138,9 @@ class Deployments:
 
         deed = Deed(kind, f"deployment/{name}", {"generation": generation})
         return await self._desk.actions.deployment(call, name, deed, edit, words)
+
+    def _named(self, following: Deployment) -> Deployment:
+        return changes.with_free_names(following, self._desk.watcher.snapshot.deployments)
 
     def _there(self, former: Deployment | None, name: str) -> Deployment:
         if former is None:

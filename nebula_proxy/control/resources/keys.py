@@ -6,8 +6,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
-from nebula_core.records.access import ApiKey, Role
-from nebula_core.records.base import Record
+from nebula_core.records.access import ApiKey, KeyLimits, Role
 from nebula_core.records.event import ChangeKind
 from nebula_core.records.ids import DeploymentName
 from nebula_core.records.views import KeyView, NewKey, Page
@@ -19,14 +18,13 @@ from nebula_proxy.control.operations import Calling, Operation, known_fields
 from nebula_proxy.control.refusals import conflict, not_found
 
 
-class KeyOrder(Record):
+class KeyOrder(KeyLimits):
     #: For people: who or what uses it.
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     role: Role = Role.CLIENT
     #: Models it may use; None is all.
     models: tuple[DeploymentName, ...] | None = Field(default=None, max_length=1000)
     expires_in_seconds: float | None = Field(default=None, gt=0, le=10 * 365 * 24 * 3600)
-    max_inflight: int | None = Field(default=None, ge=1)
 
 
 class Keys:
@@ -53,7 +51,7 @@ class Keys:
             created_by=call.by,
             models=order.models,
             expires_at=None if order.expires_in_seconds is None else call.at + order.expires_in_seconds,
-            max_inflight=order.max_inflight,
+            limits=_limits(order),
         )
         if call.dry_run:
             return record_answer(NewKey(key=None, record=_view(record)))
@@ -118,5 +116,9 @@ def _view(key: ApiKey) -> KeyView:
         created_by=key.created_by,
         expires_at=key.expires_at,
         revoked=key.revoked,
-        max_inflight=key.max_inflight,
+        **dict(_limits(key)),
     )
+
+
+def _limits(of: KeyLimits) -> KeyLimits:
+    return KeyLimits(**{name: getattr(of, name) for name in KeyLimits.model_fields})

@@ -18,12 +18,13 @@ async def main() -> None:
         line = {
             "seconds": loop.time() - began,
             "driver": reading.driver_version,
+            "buses": dict(reading.buses),
             "gpus": [gpu.model_dump() for gpu in reading.inventory],
             "samples": [sample.model_dump() for sample in reading.samples],
             "problems": [problem.model_dump() for problem in reading.problems],
         }
         print(json.dumps(line), flush=True)  # noqa: T201 - that is its work
-    nvml.close()
+    await nvml.aclose()
 
 
 configure_logging()

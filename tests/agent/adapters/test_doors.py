@@ -5,13 +5,15 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nebula_agent.adapters.gpus import Holder
-from nebula_agent.adapters.host import Host
+from nebula_agent.adapters.host import DISK_OLD_SECONDS, Host
 from nebula_agent.adapters.metrics_page import MetricsPage
 from nebula_agent.adapters.node_files import KeptReplica, NodeFiles, NodeTaken
 from nebula_agent.adapters.policy_file import read_policy
@@ -138,13 +140,42 @@ def test_a_policy_that_others_may_write_is_none(tmp_path):
         read_policy(path)
 
 
-def test_the_host_is_sampled_with_rates_from_the_second_time_on(tmp_path):
+async def test_the_host_is_sampled_with_rates_from_the_second_time_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("nebula_agent.adapters.host.DISK_SECONDS", 10)
     host = Host(tmp_path)
-    first, second = host.sample(1.0), host.sample(2.0)
+    first, second = await host.sample(1.0), await host.sample(2.0)
     assert first.network_receive_bytes_per_second is None
     assert second.network_receive_bytes_per_second is not None
     assert 0 <= second.cpu_ratio <= 1
     assert 0 < second.memory_used_bytes < second.memory_total_bytes
+    assert 0 < first.disk_used_bytes <= first.disk_total_bytes
+
+
+async def test_a_disk_that_does_not_answer_has_an_unknown_fill_and_holds_nobody_up(tmp_path, monkeypatch):
+    answers, usage = threading.Event(), psutil.disk_usage
+    answers.set()
+
+    def hangs(path):
+        assert answers.wait(30)
+        return usage(path)
+
+    monkeypatch.setattr("psutil.disk_usage", hangs)
+    monkeypatch.setattr("nebula_agent.adapters.host.DISK_SECONDS", 10)
+    host = Host(tmp_path)
+    first = await host.sample(1.0)
+    answers.clear()
+    monkeypatch.setattr("nebula_agent.adapters.host.DISK_SECONDS", 0)
+    # What it said stands for a while, whoever asks again.
+    assert (await host.sample(2.0)).disk_total_bytes == first.disk_total_bytes > 0
+    silent = await host.sample(1.0 + DISK_OLD_SECONDS + 0.1)
+    assert (silent.disk_used_bytes, silent.disk_total_bytes) == (None, None)
+    answers.set()
+    monkeypatch.setattr("nebula_agent.adapters.host.DISK_SECONDS", 10)
+    assert (await host.sample(20.0)).disk_total_bytes == first.disk_total_bytes
+
+
+async def test_a_disk_that_cannot_be_asked_has_an_unknown_fill(tmp_path):
+    assert (await Host(tmp_path / "none").sample(1.0)).disk_total_bytes is None
 
 
 async def test_simulated_gpus_follow_the_engines_on_them():
@@ -193,7 +224,8 @@ def test_the_page_tells_the_report_and_passes_promtool():
         # Unknown is left out, not 0.
         assert "nebula_gpu_power_watts{" not in text
         assert "nebula_replica_requests_waiting{" not in text
-        assert fetch(page.port, "/healthz") == (200, json.dumps({"status": "ok"}))
+        health = {"status": "ok", "engine_ready": True, "proxy_healthy": None}
+        assert fetch(page.port, "/healthz") == (200, json.dumps(health))
         healthy[0] = False
         assert fetch(page.port, "/healthz")[0] == 503
         assert fetch(page.port, "/")[0] == 404

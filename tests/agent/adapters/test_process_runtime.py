@@ -3,15 +3,19 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
 from nebula_agent.adapters.process_runtime import ProcessRuntime, born, probe_host
 from nebula_agent.adapters.runtime import Room
+from nebula_agent.adapters.start_folders import StartFolders
 from nebula_agent.decisions.lifecycle import Life
 from nebula_agent.engines.base import Command
+from nebula_core.errors import NebulaError
 from nebula_core.runtime.clock import SystemClock
 from tests.agent.engines.test_commands import launch
 from tests.support.engine_process import gone
@@ -82,6 +86,38 @@ async def test_a_pid_that_was_given_to_a_stranger_is_not_ours(runtime, family):
     rebooted = family.model_copy(update={"boot_id": "another"})
     assert runtime.look(rebooted).life is Life.ENDED
     assert await runtime.members(rebooted) == frozenset()
+
+
+async def test_temporary_files_are_the_starts_own_and_go_with_it(runtime, family, tmp_path):
+    folder = Path(psutil.Process(family.pid).environ()["TMPDIR"])
+    assert folder.parent == tmp_path / "tmp" or "nebula-a1" in str(folder)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(folder / "11111111-2222-3333-4444-555555555555"))
+    (folder / "deep").mkdir()
+    await runtime.stop(family, term_seconds=0.2)
+    assert not await asyncio.to_thread(folder.exists)
+
+
+async def test_folders_of_unknown_starts_are_removed(runtime, family):
+    root = Path(psutil.Process(family.pid).environ()["TMPDIR"]).parent
+    (root / "unknown").mkdir()
+    (root / "unknown" / "socket").touch()
+    await runtime.forget_others({"e1"})
+    assert sorted(path.name for path in root.iterdir()) == ["e1"]
+
+
+def test_a_deep_data_folder_is_no_place_for_sockets(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    folders = StartFolders(tmp_path / ("deep" * 20), "a1")
+    assert folders.make("e1") == tmp_path / "nebula-a1" / "e1"
+    folders.make("e2")
+    folders.remove("e1")
+    assert [each.name for each in (tmp_path / "nebula-a1").iterdir()] == ["e2"]
+    folders.remove("e2")
+    assert not (tmp_path / "nebula-a1").exists()
+    (tmp_path / "nebula-a1").symlink_to(tmp_path)
+    with pytest.raises(NebulaError, match="another user"):
+        folders.make("e1")
 
 
 async def test_the_end_is_noticed_at_once_with_its_status(runtime, family):

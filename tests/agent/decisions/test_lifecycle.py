@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nebula_agent.decisions.backoff import LONGEST_SECONDS, MOST_IN_WINDOW, Failures
 from nebula_agent.decisions.lifecycle import Action, Life, Limits, Seen, Verb, decide, first_step
+from nebula_agent.decisions.start_deadline import ready_by, start_deadline
 from nebula_core.records.placement import Wanted
 from nebula_core.records.replica import TRANSITIONS, Phase, may_move
 
@@ -313,3 +314,46 @@ def test_backoff_doubles_to_five_minutes_and_is_forgiven_by_a_minute_of_readines
         former = delay
         assert failures.spent(now) == (len([at for at in failures.times if now - at < 600]) >= MOST_IN_WINDOW)
     assert failures.failed(now + 1, ready_for=61.0).due() == pytest.approx(now + 2)
+
+
+def test_doubt_comes_before_the_verdict():
+    still = running(Phase.READY, proven=True, frozen_since=10.0)
+    limits = Limits(suspect=8, frozen=30)
+    assert decide(Wanted.RUN, "a", still, 12, limits) == Action(Verb.WAIT, Phase.READY, at=18.0)
+    doubt = decide(Wanted.RUN, "a", still, 18, limits)
+    assert (doubt.verb, doubt.phase, doubt.at, doubt.failure) == (Verb.MOVE, Phase.LOADING, 40.0, False)
+    verdict = decide(Wanted.RUN, "a", running(Phase.LOADING, proven=True, frozen_since=10.0), 40, limits)
+    assert (verdict.verb, verdict.failure) == (Verb.STOP, True)
+    moved = running(Phase.LOADING, proven=True)
+    assert decide(Wanted.RUN, "a", moved, 20, limits).phase is Phase.READY
+
+
+def test_one_canary_without_a_token_is_doubt_and_two_are_a_hang():
+    once = decide(Wanted.RUN, "a", running(Phase.READY, proven=True, canary_failures=1), 5, LIMITS)
+    assert (once.verb, once.phase, once.failure) == (Verb.MOVE, Phase.LOADING, False)
+    twice = decide(Wanted.RUN, "a", running(Phase.LOADING, proven=True, canary_failures=2), 5, LIMITS)
+    assert (twice.verb, twice.failure) == (Verb.STOP, True)
+    assert "2 canaries" in twice.reason
+
+
+def test_a_start_that_works_on_gets_more_time_but_not_for_ever():
+    limits = Limits(start_deadline=100)
+    working = running(Phase.LOADING, log_grew_at=95.0)
+    first = decide(Wanted.RUN, "a", working, 120, limits)
+    assert (first.verb, first.at) == (Verb.WAIT, 155.0)
+    assert decide(Wanted.RUN, "a", working, 155, limits).failure
+    assert decide(Wanted.RUN, "a", running(Phase.LOADING, log_grew_at=199.0), 200, limits).failure
+    assert decide(Wanted.RUN, "a", running(Phase.LOADING), 100, limits).failure
+
+
+def test_a_large_model_has_longer():
+    assert start_deadline(300, None) == 300
+    assert start_deadline(300, 150_000_000_000) == 1300
+    assert ready_by(10, 300, None) == 310
+
+
+def test_a_wall_clock_that_was_set_back_puts_no_failure_into_the_future():
+    """Kept in unix seconds by an agent that ended; the next one finds itself an hour before."""
+    kept = Failures((10_000.0,), 1)
+    assert kept.shifted(-6_400.0, latest=100.0).due() == 101.0
+    assert kept.shifted(-9_990.0, latest=100.0).due() == 11.0

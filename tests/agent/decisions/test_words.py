@@ -219,3 +219,17 @@ def test_a_compact_record_folded_into_the_full_one_gives_the_figures_of_the_seco
     assert folded.replicas[0].sample == sample
     assert folded.host.cpu_ratio == 0.5
     assert len(compact(after).to_json()) < 260
+    # An engine that answers no scrape has no figures of this second, whatever it said before.
+    replica = after.replicas[0].model_copy(update={"sample_age_seconds": 3.0})
+    silent = fold(before, compact(after.model_copy(update={"replicas": (replica,)})))
+    assert silent.replicas[0].sample.requests_running is None
+    assert silent.replicas[0].sample.generation_tokens_per_second is None
+
+
+def test_a_sigkill_by_the_kernel_for_want_of_memory_is_named():
+    assert describe_exit(-9, [], oom_killed=True).startswith("killed by SIGKILL: the kernel's out-of-memory killer")
+    assert "out-of-memory killer" in describe_exit(137, [], oom_killed=True)
+    assert "out-of-memory killer" in describe_exit(None, [], oom_killed=True)
+    # An engine that left by itself was not killed, whatever else the kernel did meanwhile.
+    assert describe_exit(1, [], oom_killed=True) == "exit code 1"
+    assert "somebody by hand" in describe_exit(-9, [])

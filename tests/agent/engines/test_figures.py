@@ -119,3 +119,35 @@ def test_an_empty_page_is_unknown_and_never_zero(kind):
     known = {name: value for name, value in found.model_dump().items() if value is not None and name != "missing"}
     assert known == {}
     assert found.missing
+
+
+def test_ranks_of_one_engine_have_a_sum_a_mean_and_a_fullest():
+    text = """
+vllm:num_requests_running{engine="0",model_name="tiny"} 3
+vllm:num_requests_running{engine="1",model_name="tiny"} 4
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.1
+vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} 0.7
+"""
+    found = sampled("vllm", "", text=text)
+    assert (found.engine_ranks, found.kv_cache_usage, found.kv_cache_usage_mean) == (2, 0.7, pytest.approx(0.4))
+    one = sampled("vllm", "vllm_busy")
+    assert (one.engine_ranks, one.kv_cache_usage_mean) == (None, None)
+
+
+def test_preemptions_of_a_full_cache():
+    found = sampled("vllm", "vllm_preempt_busy", "vllm_preempt_after")
+    assert found.preemptions_total == 129
+    assert found.missing == ()
+
+
+def test_llamacpp_says_its_version_and_how_many_slots_it_has():
+    info = ENGINES["llamacpp"].read_info({"build_info": "b1-0c1e570", "total_slots": 4})
+    assert info == ("b1-0c1e570", 4)
+    assert ENGINES["vllm"].read_info({"version": "0.32.0"}).version == "0.32.0"
+    assert ENGINES["vllm"].read_info({"version": 3}).version is None
+
+
+def test_requests_that_wait_for_their_grammar_wait():
+    text = "sglang:num_running_reqs 1\nsglang:num_queue_reqs 2\nsglang:num_grammar_queue_reqs 3\nsglang:token_usage 0\n"
+    assert sampled("sglang", "", text=text).requests_waiting == 5
+    assert sampled("sglang", "", text="sglang:num_grammar_queue_reqs 3\n").requests_waiting is None

@@ -52,10 +52,13 @@ async def test_a_signed_placement_becomes_an_engine_that_answers(cluster):
         assert cluster.key_of(status) not in " ".join(process.cmdline())
     node = Node.from_json(await eventually(lambda: cluster.store.get(ChangeKind.NODE, "n1"), "the inventory"))
     assert "simulated" in node.engines
-    assert node.runtimes == ("process",)
+    assert "process" in node.runtimes
     sampled = await eventually(lambda: sample_of(cluster), "a sample with rates")
     assert sampled.requests_running == 0
     assert sampled.missing == ()
+    schema = (await cluster.status()).metrics_schema
+    assert schema.expected == schema.found > 8
+    assert (schema.missing, schema.renamed) == ((), ())
 
 
 async def sample_of(cluster):
@@ -162,14 +165,19 @@ async def test_a_start_that_fails_says_why_and_is_given_up_loudly(cluster):
     assert any("initialization failed" in line for line in failed.failure_log)
 
     async def given_up():
-        status = await cluster.status()
-        return "Given up after 5 failures" in (status.phase_reason or "") and status
+        report = await cluster.report()
+        return report.problems and report
 
-    status = await eventually(given_up, "giving up", 60)
+    report = await eventually(given_up, "giving up", 60)
+    (problem,), (status,) = report.problems, report.replicas
+    assert (problem.code, problem.severity) == ("given_up", "crit")
+    assert "Given up after 5 failures" in status.phase_reason
     assert "restart the deployment" in status.phase_reason
+    assert status.first_failure_reason == failed.phase_reason
     # Another spec is another try.
     await cluster.place(placement.model_copy(update={"spec": cluster.placement().spec}))
     await cluster.until(Phase.READY)
+    assert (await cluster.report()).problems == ()
 
 
 async def test_a_start_that_takes_too_long_is_ended_with_the_step_it_had_reached(cluster):

@@ -1,9 +1,11 @@
 """The agent with a real vLLM on the CPU: started from a folder, sampled, killed, started again, stopped without a trace."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from nebula_core.records.placement import Wanted
@@ -18,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(missing_vllm() is not None, reason=str(missing_vllm())),
 ]
 
+#: Canaries often; long enough to answer for an engine that shares two cores with everything else.
+HEALTH = {"canary_idle_seconds": 3.0, "canary_seconds": 10.0}
 SPEC = {
     "source": str(VLLM_MODEL),
     "engine": "vllm",
@@ -30,9 +34,18 @@ def shared_memory():
     return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", "sem.mp-"))}
 
 
+def generated(status):
+    """As the engine itself counts, canaries and all."""
+    page = httpx.get(f"http://{status.endpoint.host}:{status.endpoint.port}/metrics", timeout=10, trust_env=False).text
+    lines = [line for line in page.splitlines() if line.startswith("vllm:generation_tokens_total")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
 async def test_the_life_of_a_real_engine(cluster):
     before = shared_memory()
-    agent = cluster.agent(engines={"vllm": {"program": str(VLLM_VENV / "bin" / "vllm")}}, term_seconds=10.0).start()
+    agent = cluster.agent(
+        engines={"vllm": {"program": str(VLLM_VENV / "bin" / "vllm")}}, term_seconds=10.0, health=HEALTH
+    ).start()
     placement = await cluster.place(cluster.placement(spec=SPEC))
     loading = await cluster.until(Phase.LOADING)
     assert loading.engine_version == "0.32.0"
@@ -51,6 +64,18 @@ async def test_the_life_of_a_real_engine(cluster):
     assert sample.missing == ()
     assert sample.requests_running == 0
     assert sample.kv_cache_tokens > 0
+    schema = (await cluster.status()).metrics_schema
+    assert schema.found == schema.expected > 8
+    assert (schema.missing, schema.renamed) == ((), ())
+
+    async def canaries():
+        status = await cluster.status()
+        raw = await asyncio.to_thread(generated, status)
+        return status if status.health.canary == "passed" and raw >= 23 else None
+
+    status = await eventually(canaries, "canary tokens", 60)
+    # One token proved that it is ready, twenty were the user's; canaries are in nobody's figures.
+    assert status.sample.generation_tokens_total == 21
     family = agent.engines()
     assert len(family) >= 3
 
@@ -72,6 +97,14 @@ async def test_the_life_of_a_real_engine(cluster):
     assert not [process for process in family if process.is_running() and process.status() != "zombie"]
 
     await cluster.until(Phase.READY, seconds=300)
+    # EngineCore stands still while nobody asks for anything: /health goes on to say 200.
+    core = next(process for process in agent.engines() if "EngineCor" in process.name())
+    os.kill(core.pid, signal.SIGSTOP)
+    failed = await cluster.until(Phase.FAILED, seconds=90)
+    assert "canaries in a row" in failed.phase_reason
+    evidence = await asyncio.to_thread(Path(failed.evidence).read_text)
+    assert "EngineCor state T" in evidence
+    assert "vllm:num_requests_running" in evidence
     await cluster.want(placement, Wanted.STOP)
     await cluster.until(Phase.STOPPED, seconds=40)
     assert agent.engines() == []

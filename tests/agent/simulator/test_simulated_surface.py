@@ -15,6 +15,7 @@ import pytest
 
 from tests.contracts.engine.shapes import captures, families, frames, shape, total
 from tests.support.engine_process import SimulatedEngine
+from tests.support.responses import check_grammar, parse
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -142,7 +143,11 @@ async def test_an_answer_that_has_to_fit_a_schema_fits_and_can_be_resumed(serve)
 
 
 async def test_too_few_blocks_lead_to_preemption_and_everybody_finishes(serve):
-    client = serve("--num-gpu-blocks", "33", "--block-size", "16", "--max-model-len", "512", "--max-num-seqs", "16")
+    # Steps take a millisecond: of an instant engine the first requests are answered before a busy client has sent the third.
+    client = serve(
+        *("--preset", "tiny", "--speed", "3", "--max-model-len", "512", "--max-num-seqs", "16"),
+        *("--num-gpu-blocks", "33", "--block-size", "16"),
+    )
     body = {"messages": HELLO, "max_tokens": 200, "ignore_eos": True}
     replies = await asyncio.gather(*(client.post(CHAT, json=body) for _ in range(20)))
     assert [reply.json()["choices"][0]["finish_reason"] for reply in replies] == ["length"] * 20
@@ -264,3 +269,45 @@ async def test_metrics_say_the_settings_of_the_cache(serve):
         total(text, "vllm:cache_config_info", num_gpu_blocks="600", block_size="16", kv_cache_size_tokens="9600") == 1
     )
     assert "vllm:num_requests_running" in families(text)
+
+
+FORECAST = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}])
+async def test_a_response_calls_a_forced_tool_in_the_whole_row_of_events(serve, choice):
+    engine = serve()
+    tools = [{"type": "function", "name": "weather", "parameters": FORECAST}]
+    body = {"input": "Weather?", "tools": tools, "tool_choice": choice, "temperature": 0}
+    whole = (await engine.post("/v1/responses", json=body)).json()
+    (call,) = whole["output"]
+    assert (call["type"], call["name"], whole["status"]) == ("function_call", "weather", "completed")
+    events = parse((await engine.post("/v1/responses", json=body | {"stream": True})).content)
+    final = check_grammar(events)
+    assert json.loads(final["output"][0]["arguments"]) == json.loads(call["arguments"])
+    assert json.loads(call["arguments"]).keys() == {"city"}
+
+
+async def test_a_response_keeps_to_a_schema(serve):
+    wanted = {"format": {"type": "json_schema", "name": "a", "schema": FORECAST}}
+    answer = (await serve().post("/v1/responses", json={"input": "A city?", "text": wanted})).json()
+    assert json.loads(answer["output"][0]["content"][0]["text"]).keys() == {"city"}
+
+
+async def test_a_message_that_is_cut_off_inside_a_call(serve):
+    tools = [{"name": "weather", "input_schema": FORECAST}]
+    body = {"messages": HELLO, "tools": tools, "tool_choice": {"type": "any"}, "max_tokens": 1}
+    answer = (await serve().post("/v1/messages", json=body)).json()
+    assert answer["stop_reason"] == "max_tokens"
+    assert answer["content"][0]["input"] == {}
+
+
+async def test_a_picture_costs_tokens_and_is_looked_at_by_nobody(serve):
+    engine = serve()
+    text = {"type": "text", "text": "hi"}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    counts = []
+    for parts in ([text], [text, picture]):
+        body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+        counts.append((await engine.post("/v1/chat/completions", json=body)).json()["usage"]["prompt_tokens"])
+    assert counts[0] < counts[1]

@@ -35,7 +35,7 @@ async def test_a_stream_passes_byte_for_byte(hot: bool, engine: ScriptedEngine) 
         assert body == b"".join(tokens("Hello", " there"))
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
         assert headers["x-nebula-replica"] == "m-r0"
-        assert headers["x-nebula-decision"].startswith("least_pending; only")
+        assert headers["x-nebula-decision"].startswith("prefix_cache_aware; of=1")
         assert float(headers["x-nebula-overhead-ms"]) >= 0
         assert headers["x-request-id"].startswith("req-")
         assert len(running.plane.ledger) == 0

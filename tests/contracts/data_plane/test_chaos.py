@@ -63,7 +63,10 @@ async def one(running: RunningPlane, dice: random.Random) -> str:
     stream = dice.random() < 0.7
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     try:
-        writer.write(running.request(stream=stream, headers={"connection": "close"}))
+        # Each its own prompt: the same one at every death would be quarantined, and rightly.
+        messages = [{"role": "user", "content": f"hi {dice.random()}"}]
+        body = {"model": MODEL, "messages": messages, "stream": stream}
+        writer.write(running.request(body, headers={"connection": "close"}))
         if dice.random() < 0.2:
             await asyncio.sleep(dice.random() * 0.02)
             return "left"

@@ -10,8 +10,11 @@ from nebula_core.runtime.http import UpstreamConnection
 from nebula_proxy.traffic.exchange import Exchange
 from nebula_proxy.traffic.hot_path import HotCycle
 from nebula_proxy.traffic.ledger import Ticket
+from nebula_proxy.traffic.resuming import Resumption
+from nebula_proxy.traffic.stream import Stream
 from tests.support.data_plane import MODEL, endpoint, model, running_plane, until
 from tests.support.scripted_engine import DONE, STREAM_HEAD, Conversation, ScriptedEngine, chunked, event
+from tests.support.token_engine import TokenEngine
 
 CHUNKS = 200
 
@@ -47,8 +50,10 @@ async def test_a_chunk_makes_no_task_and_is_one_write(engine: ScriptedEngine, mo
         pieces = [chunked(event(f"token {number}"), end=False) for number in range(CHUNKS)]
         gc.collect()
         before = len(asyncio.all_tasks()), sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
+        turn_ends = running.plane.client.outbox.flush
         for piece in pieces:
             connection.data_received(piece)
+            turn_ends()
         after = len(asyncio.all_tasks()), sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
         assert after == before
         assert len(writes) == CHUNKS
@@ -56,8 +61,10 @@ async def test_a_chunk_makes_no_task_and_is_one_write(engine: ScriptedEngine, mo
         assert sum(meter.itl.counts) == CHUNKS
         # Several chunks in one read are one write too.
         connection.data_received(chunked(*[event(str(number)) for number in range(10)], end=False))
+        turn_ends()
         assert len(writes) == CHUNKS + 1
         connection.data_received(chunked(event("x", finish="stop"), DONE))
+        turn_ends()
         assert len(writes) == CHUNKS + 2
         assert len(running.plane.ledger) == 0
         writer.close()
@@ -78,8 +85,12 @@ class _Recorder:
         return getattr(self._transport, name)
 
 
-async def test_a_finished_request_leaves_nothing_for_the_collector(engine: ScriptedEngine) -> None:
-    async with running_plane(model(endpoint("m-r0", engine.port))) as running, running.client() as client:
+@pytest.mark.parametrize("resume", [False, True])
+async def test_a_finished_request_leaves_nothing_for_the_collector(engine: ScriptedEngine, resume: bool) -> None:
+    if resume:
+        engine.script = TokenEngine([b"a", b" b", b" c"])
+    view = model(endpoint("m-r0", engine.port, resume=resume))
+    async with running_plane(view) as running, running.client() as client:
         request = {"model": MODEL, "messages": [], "stream": True}
         await client.post("/v1/chat/completions", json=request)
         gc.collect()
@@ -88,10 +99,13 @@ async def test_a_finished_request_leaves_nothing_for_the_collector(engine: Scrip
             for _ in range(20):
                 await client.post("/v1/chat/completions", json=request)
             left = Counter(
-                type(each).__name__ for each in gc.get_objects() if isinstance(each, Exchange | HotCycle | Ticket)
+                type(each).__name__
+                for each in gc.get_objects()
+                if isinstance(each, Exchange | HotCycle | Ticket | Stream | Resumption)
             )
         finally:
             gc.enable()
         assert left["Exchange"] <= 1
-        assert left["Ticket"] == 0
+        assert left["Ticket"] == left["Stream"] == left["NotedStream"] == 0
+        assert left["Resumption"] <= 1
         assert left["HotCycle"] <= 1  # uvicorn's last cycle of the connection

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import socket
+import time
 
 import httpx
 import openai
 import pytest
 
+from nebula_core.records.sample import EngineSample
+from nebula_proxy.decisions.retry import DEATH_SECONDS
 from nebula_proxy.traffic.plane import Limits
 from tests.support.data_plane import MODEL, RunningPlane, endpoint, model, running_plane, until
 from tests.support.scripted_engine import (
@@ -34,10 +37,12 @@ def dead_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def post(running: RunningPlane, *, stream: bool = True, **headers: str) -> httpx.Response:
+async def post(
+    running: RunningPlane, *, stream: bool = True, said: dict[str, object] | None = None, **headers: str
+) -> httpx.Response:
     async with running.client() as client:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await client.post("/v1/chat/completions", json=CHAT | {"stream": stream}, headers=names)
+        return await client.post("/v1/chat/completions", json=CHAT | {"stream": stream} | (said or {}), headers=names)
 
 
 def events_of(body: bytes) -> list[bytes]:
@@ -83,9 +88,15 @@ async def draining_vllm(conversation: Conversation) -> None:
     await conversation.send(answer({"error": {"message": "cannot schedule new futures after shutdown"}}, 500))
 
 
+async def without_its_core(conversation: Conversation) -> None:
+    """vLLM between the death of its engine process and its own end (reference/engines.md)."""
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    await conversation.send(answer({"error": {"message": message, "type": "InternalServerError", "code": 500}}, 500))
+
+
 BEFORE_THE_FIRST_BYTE = [
     busy, busy_behind_200, dead_behind_200, silent_close, reset, head_then_close, half_an_event, aborted_at_once,
-    draining_vllm,
+    draining_vllm, without_its_core,
 ]  # fmt: skip
 
 
@@ -104,7 +115,7 @@ async def test_before_the_first_byte_another_replica_answers(
         assert 1 <= running.plane.meters.models[MODEL].retries["served"] <= 4
 
 
-@pytest.mark.parametrize("failing", [silent_close, reset, busy, draining_vllm])
+@pytest.mark.parametrize("failing", [silent_close, reset, busy, draining_vllm, without_its_core])
 async def test_a_plain_request_goes_to_another_replica_too(
     hot: bool, engine: ScriptedEngine, other: ScriptedEngine, failing: object
 ) -> None:
@@ -113,6 +124,17 @@ async def test_a_plain_request_goes_to_another_replica_too(
     async with running_plane(model(first, second), hot_path=hot) as running:
         for _ in range(4):
             assert (await post(running, stream=False)).json() == completion("Hello there")
+
+
+async def test_an_engine_without_its_core_is_left_at_once(
+    hot: bool, engine: ScriptedEngine, other: ScriptedEngine
+) -> None:
+    engine.script = without_its_core
+    first, second = endpoint("m-r0", engine.port), endpoint("m-r1", other.port)
+    async with running_plane(model(first, second), hot_path=hot) as running:
+        for _ in range(10):
+            assert (await post(running, stream=False)).status_code == 200
+    assert len(engine.conversations) == 1
 
 
 async def test_a_plain_answer_cut_in_the_middle_is_asked_again(
@@ -193,6 +215,86 @@ async def test_one_retry_and_no_more(hot: bool, engine: ScriptedEngine, other: S
         async with running_plane(model(*endpoints), hot_path=hot) as running:
             assert (await post(running)).status_code == 502
         assert sum(len(each.conversations) for each in (engine, other, third)) == 2
+
+
+async def test_engines_that_are_not_there_are_no_attempts(
+    hot: bool, engine: ScriptedEngine, other: ScriptedEngine
+) -> None:
+    """A machine goes with three of five engines: whoever was on one of them finds the other two gone as well."""
+    engine.script = silent_close
+    ports = (engine.port, dead_port(), dead_port(), other.port)
+    async with running_plane(model(*(endpoint(f"m-r{n}", port) for n, port in enumerate(ports))), hot_path=hot) as run:
+        for _ in range(3):
+            assert (await post(run)).status_code == 200
+    assert len(engine.conversations) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_whoever_was_on_one_of_two_engines_that_die_together_does_not_meet_both_deaths(
+    hot: bool, engine: ScriptedEngine, other: ScriptedEngine, stream: bool
+) -> None:
+    killed = asyncio.Event()
+
+    async def dies(conversation: Conversation) -> None:
+        await killed.wait()
+        conversation.reset()
+
+    engine.script = other.script = dies
+    async with ScriptedEngine() as third:
+        in_use = EngineSample(requests_running=2, requests_waiting=2, kv_cache_usage=0.1)
+        endpoints = (
+            *(endpoint(f"m-r{number}", each.port) for number, each in enumerate((engine, other))),
+            endpoint("m-r2", third.port, sample=in_use),
+        )
+        async with running_plane(model(*endpoints), hot_path=hot) as running:
+            asked = [
+                asyncio.create_task(post(running, stream=stream, said=said, x_nebula_strategy="least_pending"))
+                for said in ({"max_tokens": 8}, {"max_tokens": 9})  # the same body on two of the dead would be suspect
+            ]
+            await until(lambda: engine.conversations and other.conversations)
+            killed.set()
+            served = [await each for each in asked]
+            assert [(one.status_code, one.headers["x-nebula-replica"]) for one in served] == [(200, "m-r2")] * 2
+        assert [len(each.conversations) for each in (engine, other, third)] == [1, 1, 2]
+
+
+async def test_a_client_that_leaves_while_its_request_waits_after_a_death_is_asked_for_nowhere(
+    hot: bool, engine: ScriptedEngine, other: ScriptedEngine
+) -> None:
+    engine.script = other.script = silent_close
+    views = model(*(endpoint(f"m-r{number}", each.port) for number, each in enumerate((engine, other))))
+    async with running_plane(views, hot_path=hot) as running:
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(running.request())
+        await until(lambda: running.plane.budget.left < running.plane.budget.reserve)
+        writer.transport.abort()
+        await until(lambda: len(running.plane.ledger) == 0)
+        over = asyncio.Event()
+        asyncio.get_running_loop().call_later(DEATH_SECONDS, over.set)  # later than the request's own
+        await over.wait()
+        assert len(engine.conversations) + len(other.conversations) == 1
+        assert running.plane.meters.models[MODEL].statuses == {499: 1}
+
+
+async def test_who_died_is_left_alone_though_no_agent_has_a_word(
+    hot: bool, engine: ScriptedEngine, other: ScriptedEngine
+) -> None:
+    """All agents are silent, so nothing but our own evidence tells the dead from the living."""
+
+    async def hang_on(conversation: Conversation) -> None:
+        await conversation.gone.wait()
+
+    engine.script = hang_on
+    long_ago = time.monotonic() - 60.0
+    views = model(*(endpoint(f"m-r{n}", each.port, sampled_at=long_ago) for n, each in enumerate((engine, other))))
+    async with running_plane(views, hot_path=hot) as running:
+        asked = [asyncio.create_task(post(running)) for _ in range(4)]
+        await until(lambda: len(engine.conversations) >= 1 and len(running.plane.ledger) >= 1)
+        await engine.die()
+        assert {(await each).status_code for each in asked} == {200}
+        for _ in range(6):
+            assert (await post(running)).status_code == 200
+        assert running.plane.ejections.reasons(time.monotonic()) == {"m-r0": "refused"}
 
 
 async def test_the_budget_ends_retries(hot: bool, engine: ScriptedEngine, other: ScriptedEngine) -> None:

@@ -71,7 +71,7 @@ async def test_unknown_models_and_paths(hot: bool, engine: ScriptedEngine) -> No
         unknown = await client.post(PATH, json=CHAT | {"model": "nope"})
         assert error_of(unknown) == (404, "model_not_found")
         assert MODEL in unknown.json()["error"]["hint"]
-        for path in ("/v1/nope", "/sleep", "/v1/chat/completions/", "/update_weights", "/docs", "/openapi.json"):
+        for path in ("/v1/nope", "/sleep", "/v1/chat/completions/", "/update_weights", "/docs", "/openapi.yaml"):
             assert error_of(await client.post(path, json=CHAT)) == (404, "not_found")
         assert error_of(await client.get(PATH)) == (405, "method_not_allowed")
         assert error_of(await client.post("/v1/models", json=CHAT)) == (405, "method_not_allowed")
@@ -268,3 +268,12 @@ async def test_a_bug_of_ours_is_500_and_closes_the_ledger(hot: bool, engine: Scr
         response = await client.post(PATH, json=CHAT)
         assert error_of(response) == (500, "internal_error")
         assert len(running.plane.ledger) == 0
+
+
+@pytest.mark.parametrize("beyond", [{"n": 9}, {"api_key": "sk-1"}, {"a": json.loads("[" * 64 + "]" * 64)}])
+async def test_a_request_may_not_ask_for_too_much(hot: bool, engine: ScriptedEngine, beyond: dict[str, Any]) -> None:
+    async with running_plane(model(endpoint("m-r0", engine.port)), hot_path=hot) as running, running.client() as client:
+        assert error_of(await client.post(PATH, json=CHAT | beyond)) == (400, "invalid_request")
+        assert len(running.plane.ledger) == 0
+        assert (await client.post(PATH, json=CHAT | {"n": 8})).status_code == 200
+    assert len(engine.conversations) == 1

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.data_plane import MODEL, endpoint, model, running_plane, until
 from tests.support.engine_process import SimulatedEngine
+from tests.support.responses import check_grammar, parse
 
 PROMPT = [{"role": "user", "content": "Tell me of the sea."}]
 BODY = {"model": MODEL, "messages": PROMPT, "temperature": 0, "max_tokens": 60}
@@ -116,3 +117,57 @@ async def test_a_client_that_leaves_frees_the_engine(hot: bool, tmp_path: Path) 
                 while await requests_running():
                     await asyncio.sleep(0.02)
             await until(lambda: len(running.plane.ledger) == 0)
+
+
+async def test_streams_of_a_killed_engine_go_on_from_another(hot: bool, tmp_path: Path) -> None:
+    """Every one becomes the text that an uncut run gives, with its usage."""
+    arguments = ("--served-model-name", MODEL, "--preset", "tiny")
+    bodies = [
+        BODY
+        | {"messages": [{"role": "user", "content": f"Tell me of sea {n}."}], "max_tokens": 250, "ignore_eos": True}
+        | {"stream": True, "stream_options": {"include_usage": True}}
+        for n in range(8)
+    ]
+    with SimulatedEngine(tmp_path, *arguments) as one, SimulatedEngine(tmp_path, *arguments) as two:
+        one.wait_ready()
+        two.wait_ready()
+        async with httpx.AsyncClient(base_url=two.url, timeout=30) as direct:
+            expected = [(await direct.post("/v1/chat/completions", json=body)).content for body in bodies[:2]]
+        routes = [endpoint(f"m-r{n}", port_of(each), resume=True) for n, each in enumerate((one, two))]
+        async with running_plane(model(*routes), hot_path=hot) as running, running.client() as client:
+            asked = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for body in bodies]
+            meter = running.plane.meters.of(MODEL)
+            await until(lambda: sum(meter.itl.counts) > 200)
+            one.kill()
+            answers = [await each for each in asked]
+            assert meter.retries["resumed"] >= 2
+        for answer in answers:
+            assert b"event: error" not in answer.content
+            assert answer.content.endswith(b"data: [DONE]\n\n")
+            assert b'"completion_tokens":250' in answer.content
+        for answer, uncut in zip(answers, expected, strict=False):
+            assert text_of(answer.content) == text_of(uncut)
+
+
+async def test_a_translated_response_is_resumed_like_the_chat_it_is(hot: bool, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    flags = ("--served-model-name", MODEL, "--preset", "h100-8b")
+    ask = {"model": MODEL, "input": "Tell me of the sea.", "temperature": 0, "max_output_tokens": 80}
+    with SimulatedEngine(folders[0], *flags) as first, SimulatedEngine(folders[1], *flags) as second:
+        view = model(*(endpoint(f"m-r{n}", port_of(each), resume=True) for n, each in enumerate((first, second))))
+        async with running_plane(view, hot_path=hot) as running, running.client() as client:
+            for route in running.plane.table.models[MODEL].routes:
+                route.speaks_responses = False
+            whole = (await client.post("/v1/responses", json=ask)).json()
+            raw = b""
+            async with client.stream("POST", "/v1/responses", json=ask | {"stream": True}) as response:
+                async for piece in response.aiter_bytes():
+                    raw += piece
+                    if b"output_text.delta" in raw:
+                        (first if response.headers["x-nebula-replica"] == "m-r0" else second).kill()
+            final = check_grammar(parse(raw))
+            assert final["output"][0]["content"][0]["text"] == whole["output"][0]["content"][0]["text"]
+            assert final["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+            assert b"token_ids" not in raw

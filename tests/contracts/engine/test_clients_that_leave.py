@@ -37,8 +37,7 @@ async def _until_running(client: httpx.AsyncClient, count: int, asked: Sequence[
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_leaving_frees_the_request(client: httpx.AsyncClient, stream: bool) -> None:
-    # vLLM's HTTP side can be starved by its own core for seconds: an attempt in which everything was generated
-    # before anybody left proves nothing and is repeated.
+    # An attempt in which everything was generated before anybody left proves nothing and is repeated.
     for _ in range(6):
         before = await _scrape(client)
         asked = [asyncio.create_task(client.post(CHAT, json={**BODY, "stream": stream})) for _ in range(CLIENTS)]

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from nebula_core.planning.brake import allowed_yet
+from nebula_core.planning.policy import Memory
 from nebula_core.records.base import frozen_map
+from nebula_core.records.store_memory import StoreDoubt
 from tests.support.cluster_model import ClusterModel, make_deployment, make_node
 
 
@@ -151,10 +154,34 @@ def test_deployments_that_were_deleted_go():
     assert set(model.view.placements) == {"embed-r1", "embed-r2"}
 
 
-def test_an_emptied_store_plans_nothing():
+@pytest.mark.parametrize("doubt", StoreDoubt)
+def test_a_store_that_lost_its_memory_plans_nothing(doubt):
     model = two_models()
-    model.policy = replace(model.policy, emptied=True)
+    model.policy = replace(model.policy, doubt=doubt)
     model.view = replace(model.view, deployments=frozen_map())
     plan = model.plan()
     assert plan.changes == ()
     assert plan.brake is not None
+
+
+def begins_to_listen(replicas):
+    """A cluster at rest whose leader has just begun to listen, and what is to be done for so many replicas of `chat`."""
+    model = two_models()
+    model.settle()
+    model.policy = replace(model.policy, memory=Memory(listening_since=model.now))
+    model.change("chat", replicas=replicas)
+    changes = model.plan().changes
+    assert changes
+    return model, changes
+
+
+def test_a_leader_that_begins_to_listen_takes_nothing_away():
+    model, changes = begins_to_listen(replicas=1)
+    assert allowed_yet(changes, model.policy, model.now + 2.9) == ()
+    assert allowed_yet(changes, model.policy, model.now + 3.0) == changes
+    assert allowed_yet(changes, replace(model.policy, memory=Memory()), model.now) == (), "it has not begun yet"
+
+
+def test_a_leader_that_begins_to_listen_starts_what_is_missing():
+    model, changes = begins_to_listen(replicas=3)
+    assert allowed_yet(changes, model.policy, model.now) == changes

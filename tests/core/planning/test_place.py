@@ -189,7 +189,9 @@ def test_engines_without_a_gpu_have_slots():
 
 
 def test_an_external_engine_needs_no_gpu():
-    assert isinstance(ask(cluster(make_node("n1", 0, engines=())), engine="external"), Placed)
+    assert isinstance(
+        ask(cluster(make_node("n1", 0, engines=())), engine="external", source="http://10.0.0.1:8000"), Placed
+    )
 
 
 def test_verdicts_name_the_nearest_twenty_first_those_that_are_merely_full():

@@ -415,3 +415,19 @@ def test_autoscale_holds_the_number_within_its_bounds():
     model.change("chat", replicas=9)
     model.settle()
     assert len(model.ready("chat")) == 3
+
+
+def test_each_replica_of_an_external_engine_stands_for_an_address_of_its_own():
+    """Scaled down and up again no two that stay share one."""
+    source = "http://10.0.0.1:8000 http://10.0.0.2:8000"
+    model = ClusterModel([make_node("n1", 0)])
+    model.deploy(make_deployment(replicas=2, engine="external", source=source, gpus=0))
+    model.settle()
+    assert sorted(placement.address for placement in model.view.placements.values()) == source.split()
+    model.change("chat", replicas=1)
+    model.settle()
+    (left,) = model.view.placements.values()
+    model.change("chat", replicas=2)
+    model.settle()
+    assert sorted(placement.address for placement in model.view.placements.values()) == source.split()
+    assert model.view.placements[left.replica].address == left.address

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nebula_core.records.deployment import Deployment, DeploymentSpec, Limits
+from nebula_core.records.deployment import Adapter, Deployment, DeploymentSpec, Limits
 from nebula_core.records.endpoint import ModelView, endpoints_by_model
 from nebula_core.records.event import Change, ChangeKind
 from nebula_core.records.placement import Placement, SignedPlacement, Wanted
@@ -73,10 +73,18 @@ def test_a_silent_node_is_first_suspect_then_lost() -> None:
     assert view(snapshot, 110.5).endpoints == ()
 
 
-def test_engines_started_by_hand_are_models_too() -> None:
-    by_hand = a_status("found-1", deployment="found", model="mine", managed=False)
-    views = endpoints_by_model(a_cluster(by_hand), 100.0)
-    assert views["mine"].endpoints[0].replica == "found-1"
+def test_no_request_goes_to_an_engine_that_was_only_found() -> None:
+    """Whoever may start a process on a node could call it `chat`, and read what clients ask."""
+    ready = a_status("found-1", deployment="found-1", model="chat", managed=False)
+    loading = a_status("found-2", deployment="found-2", model="chat", managed=False, phase=Phase.LOADING)
+    views = endpoints_by_model(a_cluster(ready, loading), 100.0)
+    assert views["chat"].endpoints == ()
+    assert views["chat"].starting == 0
+
+
+def test_engines_whose_deployment_is_gone_are_models_too() -> None:
+    views = endpoints_by_model(a_cluster(a_status("mine-r1", deployment="mine", model="mine")), 100.0)
+    assert views["mine"].endpoints[0].replica == "mine-r1"
     assert views["mine"].endpoints[0].limits == Limits()
     assert views["chat"].endpoints == ()
 
@@ -89,3 +97,20 @@ def test_endpoints_come_in_a_stable_order() -> None:
     statuses = [a_status(f"chat-r{number}", node=f"n{number}") for number in (3, 1, 2)]
     found = view(a_cluster(*statuses))
     assert [endpoint.replica for endpoint in found.endpoints] == ["chat-r1", "chat-r2", "chat-r3"]
+
+
+def test_adapters_and_the_longest_request_are_told() -> None:
+    adapters = (Adapter(name="sql", source="a"), Adapter(name="poem", source="b"))
+    spec = DeploymentSpec(source="m", adapters=adapters, args={"max-model-len": 8192})
+    value = Deployment(name="chat", generation=1, spec=spec).to_json()
+    change = Change(revision=1, kind=ChangeKind.DEPLOYMENT, id="chat", value=value)
+    found = view(ClusterSnapshot().with_changes([change]))
+    assert (found.adapters, found.max_model_len) == (("sql", "poem"), 8192)
+
+
+def test_an_adapter_has_a_name_of_its_own() -> None:
+    twice = (Adapter(name="sql", source="a"), Adapter(name="sql", source="b"))
+    with pytest.raises(ValueError, match="stands there twice"):
+        DeploymentSpec(source="m", adapters=twice)
+    with pytest.raises(ValueError, match="name"):
+        Adapter(name="a/b", source="x")

@@ -7,12 +7,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from nebula_core.records.access import ApiKey, Principal, Role
 from nebula_core.records.base import Record, frozen_map, revised
+from nebula_core.records.compact import NodeDelta, ReplicaDelta, RoutingDelta
 from nebula_core.records.deployment import Autoscale, Deployment, DeploymentSpec
 from nebula_core.records.event import Audit, Change, ChangeKind, Event
 from nebula_core.records.ids import DeploymentName, NodeName, ReplicaId, RequestId, replica_id, replica_ordinal
 from nebula_core.records.node import DrainIntent, NodeIntent
 from nebula_core.records.replica import OCCUPYING, STARTING, TRANSITIONS, Phase, may_move
-from nebula_core.records.report import NodeDelta, ReplicaDelta
 from nebula_core.records.sample import EngineSample, GpuSample, HostSample
 from tests.support.records import a_placement, a_proxy_report, a_report, a_status
 
@@ -52,15 +52,6 @@ RECORDS = st.one_of(
     ),
     SAMPLES.map(lambda sample: a_report(replicas=(a_status(sample=sample, phase_reason="x"),))),
     st.builds(GpuSample, gpu=st.just("GPU-1"), index=st.integers(0, 9), power_watts=NUMBER, fault=st.none() | TEXT),
-    st.builds(
-        NodeDelta,
-        node=st.just("n1"),
-        sequence=st.integers(0),
-        gpus=st.lists(st.tuples(NUMBER, st.none() | st.integers(0), NUMBER, NUMBER), max_size=3).map(tuple),
-        replicas=st.lists(st.builds(ReplicaDelta, id=st.just("r"), phase=st.just("ready"), kv=NUMBER), max_size=2).map(
-            tuple
-        ),
-    ),
     st.dictionaries(TEXT, st.integers(1, 99), max_size=3).map(lambda open_: a_proxy_report(inflight=open_)),
     st.builds(Event, kind=TEXT, object=TEXT, message=TEXT, actor=TEXT, at=st.floats(0, 1e10)),
     st.builds(
@@ -86,6 +77,35 @@ RECORDS = st.one_of(
         created_by=TEXT,
     ),
 )
+
+
+DELTAS = st.builds(
+    NodeDelta,
+    node=st.just("n1"),
+    sequence=st.integers(0, 2**53),
+    gpus=st.lists(st.tuples(NUMBER, st.none() | st.integers(0, 2**53), NUMBER, NUMBER), max_size=3).map(tuple),
+    replicas=st.lists(
+        st.builds(ReplicaDelta, id=TEXT, phase=st.just("ready"), kv=NUMBER, waiting=st.none() | st.integers(0, 99)),
+        max_size=2,
+    ).map(tuple),
+)
+
+
+@given(DELTAS)
+def test_compact_records_arrive_and_proxies_read_their_part(delta: NodeDelta) -> None:
+    raw = delta.to_json()
+    assert NodeDelta.from_json(raw) == NodeDelta.from_json(raw.encode()) == delta
+    grown = raw[:-1] + ',"of_the_future":{"a":[1]}}'
+    assert NodeDelta.from_json(grown) == delta
+    part = RoutingDelta.from_json(grown)
+    assert (part.node, part.sequence, part.replicas) == (delta.node, delta.sequence, delta.replicas)
+
+
+@given(TEXT)
+def test_what_is_no_compact_record_says_so(text: str) -> None:
+    for kind in (NodeDelta, RoutingDelta):
+        with pytest.raises(ValueError, match=r"."):
+            kind.from_json(text)
 
 
 @given(RECORDS)

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nebula_core.records.access import ApiKey, Role
+from nebula_core.records.compact import NodeDelta, ReplicaDelta
 from nebula_core.records.deployment import Deployment, DeploymentSpec
 from nebula_core.records.event import Change, ChangeKind
 from nebula_core.records.node import Node, NodeIntent
 from nebula_core.records.placement import SignedPlacement
 from nebula_core.records.replica import Phase
-from nebula_core.records.report import NodeDelta, ReplicaDelta
 from nebula_core.records.sample import EngineSample, GpuSample
 from nebula_core.records.snapshot import ClusterSnapshot, NodeState, fold
 from tests.support.records import a_placement, a_proxy_report, a_report, a_status

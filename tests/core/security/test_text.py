@@ -1,13 +1,14 @@
 """The sanitiser: nothing a terminal obeys comes out, and where the text was cut does not matter."""
 
 import itertools
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nebula_core.security.text import TextCleaner, clean_text, is_clean
+from nebula_core.security.text import TextCleaner, clean_text, escape_json, is_clean
 
 ESC = "\x1b"
 NASTY = st.text(
@@ -120,3 +121,18 @@ def test_a_finished_cleaner_starts_afresh() -> None:
     assert cleaner.feed(f"a{ESC}]0;never") == "a"
     assert cleaner.finish() == ""
     assert cleaner.feed("b") == "b"
+
+
+@given(st.recursive(NASTY | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(NASTY, inner)))
+def test_json_means_the_same_and_holds_nothing_a_terminal_obeys(value: object) -> None:
+    for indent in (None, 2):
+        escaped = escape_json(json.dumps(value, ensure_ascii=False, indent=indent))
+        assert controls_in(escaped, allowed="\n") == []
+        assert is_clean(escaped.replace("\n", " "))
+        assert json.loads(escaped) == value
+
+
+def test_json_leaves_letters_as_they_are() -> None:
+    text = json.dumps({"name": "Grüße 漢字 😀"}, ensure_ascii=False)
+    assert escape_json(text) == text
+    assert escape_json('"\x9b2J\u202e\U000e0041"') == '"\\u009b2J\\u202e\\udb40\\udc41"'

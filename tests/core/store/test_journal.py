@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
+from nebula_core.records.decision import DecisionRecord
 from nebula_core.records.event import Audit, Event
+from nebula_core.records.inflight import CommandAnswer, InflightReport, ProxyCommand
 from nebula_core.records.views import LogLine
 from nebula_core.security.chain import first_break
 from nebula_core.store import keys
@@ -86,12 +88,64 @@ async def test_the_audit_chain_holds_with_several_writers(store: Store) -> None:
     assert first_break([*found[:4], found[5], found[4], *found[6:]]) == 4
 
 
-async def test_requests_are_sampled_in_a_bounded_stream(store: Store) -> None:
-    for number in range(5):
-        await store.append_request(f'{{"n":{number}}}')
+def request(number: int, name: str | None = None) -> DecisionRecord:
+    return DecisionRecord(id=name or f"req-{number}", proxy="p", at=float(number), path="/v1/chat/completions")
+
+
+async def test_requests_are_kept_in_a_bounded_stream_and_found_by_id(store: Store) -> None:
+    assert await store.find_request("req-1") is None
+    await store.append_requests([])
+    await store.append_requests([request(number) for number in range(700)])
+    await store.append_requests([request(9000, "req-3")])
     newest = await store.read_requests(count=2)
-    assert [json for _, json in newest] == ['{"n":3}', '{"n":4}']
-    assert [json for _, json in await store.read_requests(count=2, before=newest[0][0])] == ['{"n":1}', '{"n":2}']
+    assert [one.id for one in newest] == ["req-699", "req-3"]
+    assert [one.id for one in await store.read_requests(count=2, before=newest[0].entry)] == ["req-697", "req-698"]
+    for number in (0, 249, 250, 449, 699):
+        found = await store.find_request(f"req-{number}")
+        assert found is not None
+        assert found.at == number
+    again = await store.find_request("req-3")
+    assert again is not None
+    assert again.at == 9000  # of two with one id the newer
+    assert await store.find_request("req-700") is None
+    await store._commands.ask("XADD", keys.REQUESTS, "*", "id", "bad", "json", "{")
+    assert await store.find_request("bad") is None
+
+
+async def test_a_proxy_is_reached_by_its_inbox(store: Store) -> None:
+    assert await store.proxy_commands("p1", None, 0.01) == ([], None)
+    show = ProxyCommand(id="c1", kind="show", by="me")
+    await store.command_proxies([], show)
+    await store.command_proxies(["p1", "p2"], show)
+    found, cursor = await store.proxy_commands("p1", None, 1)
+    assert found == [show]
+    waiting = asyncio.create_task(store.proxy_commands("p1", cursor, 5))
+    cancel = ProxyCommand(id="c2", kind="cancel", request="req-1")
+    await store.command_proxies(["p1"], cancel)
+    assert (await waiting)[0] == [cancel]
+    assert (await store.proxy_commands("p2", None, 1))[0] == [show]
+    await store._commands.ask("XADD", keys.proxy_inbox("p2"), "*", "json", "{")
+    assert (await store.proxy_commands("p2", "0-0", 1))[0] == [show]
+    assert 0 < int(await store._commands.ask("TTL", keys.proxy_inbox("p1"))) <= 60
+
+    await store.answer_command("c2", CommandAnswer(proxy="p1", found=True, record=request(1)))
+    await store.answer_command("c2", CommandAnswer(proxy="p2", found=False))
+    answers = {answer.proxy: answer for answer in await store.command_answers("c2")}
+    assert answers["p1"].record == request(1)
+    assert not answers["p2"].found
+    await store._commands.ask("HSET", keys.answers("c2"), "p3", "{")
+    assert {answer.proxy for answer in await store.command_answers("c2")} == {"p1", "p2"}
+    assert await store.command_answers("c9") == []
+    assert 0 < int(await store._commands.ask("TTL", keys.answers("c2"))) <= 60
+
+
+async def test_what_is_open_is_forgotten_with_its_proxy(store: Store) -> None:
+    assert await store.read_inflight([]) == {}
+    report = InflightReport(proxy="p1", at=1.0, total=0)
+    await store.publish_inflight(report)
+    await store._commands.ask("SET", keys.inflight("p3"), "{")
+    assert await store.read_inflight(["p1", "p2", "p3"]) == {"p1": report}
+    assert 0 < int(await store._commands.ask("PTTL", keys.inflight("p1"))) <= 4000
 
 
 async def test_log_lines_travel_only_while_watched(store: Store) -> None:

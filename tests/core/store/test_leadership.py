@@ -169,3 +169,13 @@ async def test_a_full_store_lets_the_leader_keep_its_lease(own_store) -> None:
             await store.apply_placements(epoch, [("chat-r1", signed("chat-r1", epoch))])
         assert await store.renew_lease("a", epoch, 10)
         assert await store.revision() == 0
+
+
+async def test_an_epoch_that_was_granted_twice_writes_for_the_later_one_alone(store: Store) -> None:
+    """Redis was killed before it had written the first grant down."""
+    assert await store.acquire_lease("a", 30) == 1
+    await store._commands.ask("DEL", keys.LEASE, keys.EPOCH)
+    assert await store.acquire_lease("b", 30) == 1
+    with pytest.raises(Fenced):
+        await store.apply_placements(1, [("chat-r1", signed("chat-r1", 1))], holder="a")
+    assert await store.apply_placements(1, [("chat-r1", signed("chat-r1", 1))], holder="b") == 1

@@ -28,6 +28,14 @@ async def test_opening_a_store_that_is_away_fails_only_when_asked(tmp_path) -> N
     assert "none" in str(caught.value)
 
 
+async def test_a_connection_that_is_made_later_looks_nothing_up_on_the_disk(
+    store_server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await connect(store_server.settings()) as store:
+        monkeypatch.setattr("redis.utils.get_lib_version", lambda: pytest.fail("it reads a file of the installation"))
+        assert all(await asyncio.gather(*(store._commands.ask("PING") for _ in range(4))))
+
+
 async def test_a_fit_store_passes(store: Store) -> None:
     await store.ensure_meta()
     await store.check()
@@ -170,6 +178,10 @@ async def test_nothing_durable_is_lost_by_kill_9(own_store: Servers) -> None:
             *(store.put(ChangeKind.INTENT, f"n{n}", NodeIntent(node=f"n{n}", generation=1)) for n in range(300))
         )
         epoch = await store.acquire_lease("a", 30)
+        # While the disk is slow to sync, Redis writes its log up to two seconds late (`appendfsync everysec`).
+        async with asyncio.timeout(20):
+            while (await store._commands.ask("INFO", "persistence"))["aof_buffer_length"]:
+                await asyncio.sleep(0.01)
         server.kill()
         with pytest.raises(StoreUnavailable):
             await store.revision()

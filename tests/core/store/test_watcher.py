@@ -1,21 +1,25 @@
 """The watcher through the life of a store: reports, restarts, emptiness, silence."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 
+from nebula_core.errors import Conflict, Fenced
+from nebula_core.records.compact import NodeDelta, ReplicaDelta
 from nebula_core.records.deployment import Deployment, DeploymentSpec
 from nebula_core.records.event import ChangeKind
 from nebula_core.records.node import NodeIntent
 from nebula_core.records.replica import Phase
-from nebula_core.records.report import NodeDelta, ReplicaDelta
 from nebula_core.records.sample import EngineSample
 from nebula_core.records.snapshot import NodeState
+from nebula_core.records.store_memory import StoreDoubt
 from nebula_core.runtime.clock import SystemClock
 from nebula_core.security.envelope import SigningKey, sign_placement
 from nebula_core.store import keys
 from nebula_core.store.connection import connect
+from nebula_core.store.reports import NoReports
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Changed, Watcher
 from tests.support.records import a_placement, a_proxy_report, a_report, a_status
@@ -23,6 +27,8 @@ from tests.support.store import StoreServer
 
 Servers = Callable[..., StoreServer]
 SOON = 10.0
+SPEC = DeploymentSpec(source="m")
+T = TypeVar("T")
 
 
 class JumpingClock(SystemClock):
@@ -224,26 +230,91 @@ async def until_put(store: Store, value: Deployment) -> None:
             return
 
 
-async def test_a_store_that_forgot_its_last_second_is_followed_back(own_store: Servers, tmp_path) -> None:
-    """Same incarnation, lower revision: a replica was promoted, or the power went."""
+async def go_back(store: Store, revision: int, **deployments: Deployment) -> None:
+    """The store is an older copy of itself."""
+    hash_name = keys.DURABLE[ChangeKind.DEPLOYMENT]
+    await store._commands.ask_all(
+        [
+            ["SET", keys.REVISION, revision],
+            ["DEL", hash_name, keys.CHANGES],
+            *(["HSET", hash_name, name, one.to_json()] for name, one in deployments.items()),
+        ],
+        atomic=True,
+    )
+
+
+async def test_an_older_copy_of_the_store_orders_nothing(own_store: Servers) -> None:
+    """Fault row 17: same incarnation, lower revision. What we know is kept, whatever stands in the copy."""
+    server = own_store()
+    async with await connect(server.settings()) as store, Watcher(store, poll_seconds=0.02) as watcher:
+        for number in (1, 2, 3):
+            await store.put(ChangeKind.DEPLOYMENT, "chat", chat(number))
+        await watcher.wait_for(lambda snapshot: snapshot.revision == 3, SOON)
+        await go_back(store, 1, chat=chat(), deleted_since=Deployment(name="deleted_since", generation=1, spec=SPEC))
+        await until(lambda: watcher.doubt is StoreDoubt.STALE)
+        assert watcher.remembers_more
+        assert watcher.snapshot.deployments == {"chat": chat(3)}
+        assert (await store.meta())["doubt"] == "stale"
+        # Whoever starts now remembers nothing and is told all the same.
+        async with Watcher(store, poll_seconds=0.02) as late:
+            await late.synced(SOON)
+            assert late.doubt is StoreDoubt.STALE
+            assert not late.remembers_more
+            assert set(late.snapshot.deployments) == {"chat", "deleted_since"}
+        # It grows again, past what was seen: it is the wrong history all the same, also after a cut.
+        for number in range(1, 5):
+            await store.put(ChangeKind.INTENT, f"n{number}", NodeIntent(node=f"n{number}", generation=1))
+        await watcher.wait_for(lambda snapshot: snapshot.revision == 5, SOON)
+        server.command("CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: not watcher.reachable)
+        await watcher.synced(SOON)
+        assert watcher.doubt is StoreDoubt.STALE
+        assert watcher.snapshot.deployments == {"chat": chat(3)}
+        # An operator has decided: in one step it is the truth again, above all that was seen.
+        meta = await persistently(store.meta)
+        revision = await store.rebuild(
+            {ChangeKind.DEPLOYMENT: {"chat": chat(3)}},
+            incarnation=meta["incarnation"],
+            at_revision=5,
+            epoch=7,
+            above=int(meta["seen"]),
+        )
+        assert revision == 6
+        await until(lambda: watcher.doubt is None)
+        assert watcher.snapshot.deployments == {"chat": chat(3)}
+        assert watcher.snapshot.intents == {}
+        assert await store.put(ChangeKind.DEPLOYMENT, "chat", chat(4)) == 7
+        await watcher.wait_for(lambda snapshot: snapshot.deployments["chat"].generation == 4, SOON)
+        assert watcher.doubt is None
+
+
+async def test_the_right_copy_of_a_stale_store_ends_the_doubt(own_store: Servers) -> None:
     server = own_store()
     async with await connect(server.settings()) as store, Watcher(store, poll_seconds=0.02) as watcher:
         await store.put(ChangeKind.DEPLOYMENT, "chat", chat())
         await store.put(ChangeKind.DEPLOYMENT, "chat", chat(2))
         await watcher.wait_for(lambda snapshot: snapshot.revision == 2, SOON)
-        await store._commands.ask_all(
-            [
-                ["SET", keys.REVISION, 1],
-                ["HSET", keys.DURABLE[ChangeKind.DEPLOYMENT], "chat", chat().to_json()],
-                ["DEL", keys.CHANGES],
-            ],
-            atomic=True,
-        )
-        await watcher.wait_for(lambda snapshot: snapshot.revision == 1, SOON)
-        assert watcher.snapshot.deployments == {"chat": chat()}
-        assert not watcher.emptied
-        assert await store.put(ChangeKind.DEPLOYMENT, "chat", chat(3)) == 2
-        await watcher.wait_for(lambda snapshot: snapshot.deployments["chat"].generation == 3, SOON)
+        await go_back(store, 1, chat=chat())
+        await until(lambda: watcher.doubt is StoreDoubt.STALE)
+        await go_back(store, 2, chat=chat(2))
+        await store._commands.ask("HDEL", keys.META, "doubt", "seen")
+        await until(lambda: watcher.doubt is None)
+        assert watcher.snapshot.deployments == {"chat": chat(2)}
+
+
+async def test_a_store_is_rebuilt_whole_or_not_at_all(store: Store) -> None:
+    incarnation = await store.ensure_meta()
+    await store.put(ChangeKind.DEPLOYMENT, "old", Deployment(name="old", generation=1, spec=SPEC))
+    records = {ChangeKind.DEPLOYMENT: {"chat": chat()}}
+    whole = {"incarnation": incarnation, "at_revision": 1, "epoch": 3, "above": 900}
+    for wrong in ({"at_revision": 0}, {"incarnation": "another"}):
+        with pytest.raises(Conflict):
+            await store.rebuild(records, **{**whole, **wrong})
+    assert await store.rebuild(records, **whole) == 901
+    assert set(await store.get_all(ChangeKind.DEPLOYMENT)) == {"chat"}
+    assert (await store.meta())["settled"] == "1"
+    with pytest.raises(Fenced):
+        await store.rebuild(records, **{**whole, "at_revision": 901, "epoch": 2})
 
 
 @pytest.mark.parametrize("how", ["flush", "restart"])
@@ -285,22 +356,21 @@ async def test_an_empty_store_orders_nothing(own_store: Servers, how: str) -> No
         assert watcher.emptied
         assert watcher.snapshot.placements == before.placements
         # Adopt or restore is done.
-        await persistently_settle(store)
+        await persistently(store.settle)
         await until(lambda: not watcher.emptied)
         assert not watcher.snapshot.placements
         assert watcher.snapshot.deployments == {"chat": chat(7)}
 
 
-async def persistently_settle(store: Store) -> None:
+async def persistently(work: Callable[[], Awaitable[T]]) -> T:
     from nebula_core.errors import StoreUnavailable
 
     async with asyncio.timeout(SOON):
         while True:
             try:
-                await store.settle()
+                return await work()
             except StoreUnavailable:
                 continue
-            return
 
 
 async def test_another_full_store_is_taken(own_store: Servers) -> None:
@@ -397,3 +467,19 @@ async def test_it_starts_before_its_store(own_store: Servers) -> None:
         await watcher.synced(SOON)
         assert watcher.reachable
     assert not watcher.reachable
+
+
+async def test_a_reader_of_durable_records_alone_reads_no_telemetry(store: Store) -> None:
+    """An agent in a cluster of a thousand others: what they report each second is none of its business."""
+    signed = sign_placement(SigningKey.generate(), a_placement())
+    async with Watcher(store, poll_seconds=0.05, reports=NoReports()) as watcher:
+        await watcher.synced(SOON)
+        await store.publish_report(a_report())
+        epoch = await store.acquire_lease("t", 60.0)
+        assert epoch is not None
+        await store.apply_placements(epoch, [("chat-r1", signed)])
+        snapshot = await watcher.wait_for(lambda seen: seen.placements, SOON)
+        await store.put(ChangeKind.DEPLOYMENT, "chat", chat())
+        await watcher.wait_for(lambda seen: seen.revision > snapshot.revision, SOON)
+        assert (watcher.snapshot.reports, watcher.snapshot.proxies, watcher.snapshot.deployments) == ({}, {}, {})
+        assert watcher._telemetry_cursor == "0-0"

@@ -71,3 +71,43 @@ def test_a_timestamp_and_an_exemplar_are_not_the_value():
 
 def test_an_absent_name_is_absent_and_not_zero():
     assert scanned("# HELP a helps\n# TYPE a gauge\nb 1\n", {"a"}) == {}
+
+
+_HEADS = ["a", 'a{le="1"}', 'b{x="y z"}', "ab"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(
+                st.tuples(st.sampled_from(_HEADS), st.sampled_from(["1", "2.5", "NaN", "bad", "3 1700"])), max_size=5
+            ),
+            st.lists(st.integers(0, 5), max_size=3),
+        ),
+        max_size=8,
+    )
+)
+def test_page_after_page_reads_as_if_each_were_the_first(pages):
+    """Values move, lines come, go and change places; comments and strangers stand between them."""
+    names = {"a", "b", "ab"}
+    scanner = Scanner(names)
+    for lines, between in pages:
+        text = [f"{head} {value}" for head, value in lines]
+        # As many strangers on every page: one that makes room for a wanted line would not be noticed at once.
+        for place in [*between, 0, 0, 0][:3]:
+            text.insert(min(place, len(text)), "zz 1")
+        page = "\n".join(text)
+        assert repr(scanner.scan(page)) == repr(Scanner(names).scan(page))
+
+
+def test_a_wanted_line_in_the_place_of_another_is_seen_before_long():
+    scanner = Scanner({"a", "b"})
+    assert set(scanner.scan("a 1\nzz 1")) == {"a"}
+    pages = [set(scanner.scan("a 1\nb 1")) for _ in range(40)]
+    assert pages[-1] == {"a", "b"}
+
+
+def test_siblings_know_the_same_lines_at_other_places():
+    first = Scanner({"a"})
+    first.scan("a 1\nzz 2")
+    assert {name: series[0].value for name, series in first.sibling().scan("zz 2\na 3").items()} == {"a": 3.0}

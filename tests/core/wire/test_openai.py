@@ -17,6 +17,7 @@ from nebula_core.wire.openai import (
     error_event,
     is_closed,
     is_finished,
+    lacks_the_path,
     read_events,
     read_facts,
     read_usage,
@@ -208,3 +209,42 @@ def test_real_streams_are_finished_and_say_their_tokens(name: str) -> None:
             assert news.usage.completion_tokens
         found += 1
     assert found
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "lacks"),
+    [
+        (404, b'{"detail":"Not Found"}', True),
+        (405, b'{"detail":"Method Not Allowed"}', True),
+        (404, b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}', True),
+        (501, b'{"error":{"code":501,"message":"x","type":"not_supported_error"}}', True),
+        (404, b"<html>404</html>", True),
+        (404, b"", True),
+        (
+            404,
+            b'{"error":{"message":"The model does not exist","type":"NotFoundError","param":"model","code":404}}',
+            False,
+        ),
+        (404, b'{"error":{"message":"x","type":"not_found_error","param":"model","code":404}}', False),
+        (
+            404,
+            b'{"object":"error","message":"Response not found","type":"NotFoundError","param":null,"code":404}',
+            False,
+        ),
+        (404, b'{"detail":"Response not found"}', False),
+        (400, b'{"detail":"Not Found"}', False),
+        (200, b"{}", False),
+    ],
+)
+def test_an_unknown_path_is_told_from_something_unknown_in_a_request(status: int, body: bytes, lacks: bool) -> None:
+    assert lacks_the_path(status, body) is lacks
+
+
+def test_the_most_tokens_of_an_answer_by_any_of_its_names() -> None:
+    def limit(**fields: object) -> int | None:
+        facts = read_facts(json.dumps({"model": "m"} | fields).encode())
+        assert isinstance(facts, Facts)
+        return facts.output_limit
+
+    assert limit(max_tokens=5) == limit(max_completion_tokens=5, max_tokens=9) == limit(max_output_tokens=5) == 5
+    assert limit() is limit(max_tokens="5") is limit(max_tokens=True) is None

@@ -1,9 +1,12 @@
 """A running control process for every test of the Control API."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from nebula_core.records.access import Role
+from tests.support.command_line import Nebula, command_line
 from tests.support.control import RunningControl, running_control
 from tests.support.store import StoreServer
 
@@ -12,3 +15,8 @@ from tests.support.store import StoreServer
 async def control(store_server: StoreServer) -> AsyncIterator[RunningControl]:
     async with running_control(store_server) as running:
         yield running
+
+
+@pytest.fixture
+def nebula(control: RunningControl, tmp_path: Path, monkeypatch, capsys) -> Nebula:
+    return command_line(control, tmp_path, monkeypatch, capsys, Role.ADMIN)

@@ -126,3 +126,30 @@ def test_expected_generations(expected: int | None, found: int, good: bool) -> N
 
 def test_an_intent_begins_at_generation_one() -> None:
     assert changes.cordon(NodeIntent(node="n1"), "n1", by="li").generation == 1
+
+
+def with_adapters(name: str, *adapters: str) -> Deployment:
+    return make_deployment(name, 1, adapters=[{"name": adapter, "source": "s"} for adapter in adapters])
+
+
+@pytest.mark.parametrize(
+    ("following", "what"),
+    [
+        (with_adapters("new", "chat"), "the adapter 'chat' cannot be: a deployment has that name"),
+        (with_adapters("new", "sql"), "the adapter 'sql' cannot be: an adapter of chat has that name"),
+        (with_adapters("sql"), "the deployment 'sql' cannot be: an adapter of chat has that name"),
+        (with_adapters("new", "new"), "new has an adapter of its own name"),
+    ],
+)
+def test_a_model_name_is_one_models(following: Deployment, what: str) -> None:
+    others = {"chat": with_adapters("chat", "sql")}
+    with pytest.raises(CallRefused, match=what) as refused:
+        changes.with_free_names(following, others)
+    assert refused.value.status == 409
+    assert refused.value.hint
+
+
+def test_a_deployment_may_keep_its_own_names() -> None:
+    former = with_adapters("chat", "sql")
+    following = with_adapters("chat", "sql", "poem")
+    assert changes.with_free_names(following, {"chat": former, "other": with_adapters("other", "x")}) is following

@@ -225,3 +225,18 @@ async def test_many_at_once_lose_no_change(control: RunningControl) -> None:
         answers = await asyncio.gather(*(api.post("/deployments/chat/restart") for _ in range(4)))
     assert [one.status_code for one in answers] == [200] * 4
     assert control.desk.look().deployments["chat"].generation == 5
+
+
+async def test_an_adapter_may_not_take_a_name_that_is_there(control: RunningControl) -> None:
+    adapter = {"adapters": [{"name": "chat", "source": "x"}]}
+    async with control.client(Role.OPERATOR) as api:
+        assert (await api.put("/deployments/chat", json=SPEC)).status_code == 200
+        for params in ({}, {"dry_run": 1}):
+            answer = await api.put("/deployments/other", json=SPEC | adapter, params=params)
+            assert error_of(answer, 409)["code"] == "conflict"
+        named = {"adapters": [{"name": "sql", "source": "x"}]}
+        assert (await api.put("/deployments/other", json=SPEC | named)).status_code == 200
+        assert (await api.put("/deployments/other", json=SPEC)).status_code == 200
+        assert (await api.put("/deployments/sql", json=SPEC)).status_code == 200
+        # Taking the change back would bring the adapter's name back, which somebody else has by now.
+        error_of(await api.post("/deployments/other/undo"), 409)

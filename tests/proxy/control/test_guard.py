@@ -13,7 +13,15 @@ from tests.support.control import API, RunningControl
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FROB")
 #: What stands in for the parts of a path: nothing that exists, so that whoever gets through changes nothing.
-PARTS = {"node": "nope", "gpu": "0", "name": "nope", "replica": "nope-r1", "key_id": "nope"}
+PARTS = {
+    "node": "nope",
+    "gpu": "0",
+    "name": "nope",
+    "replica": "nope-r1",
+    "key_id": "nope",
+    "operation": "nope",
+    "request_id": "nope",
+}
 
 
 def concrete(route: APIRoute) -> str:

@@ -16,7 +16,7 @@ async def test_a_key_is_shown_once_and_works_at_once(control: RunningControl) ->
             me = (await fresh.get("/whoami")).json()
             assert me == {"name": "ci", "role": "operator", "key_id": record["id"]}
         listed = (await api.get("/keys")).text
-        secret = token.rsplit("_", 1)[1]
+        secret = token.split("_", 2)[2]
         assert secret not in listed
         assert "sha256" not in listed
         stored = await control.store.get(ChangeKind.KEY, record["id"])
@@ -66,3 +66,28 @@ async def test_a_repeated_creation_answers_the_same_key(control: RunningControl)
         again = await api.post("/keys", json={"name": "x"}, headers={"idempotency-key": "k1"})
         assert first.json() == again.json()
     assert len(control.process.watcher.snapshot.keys) == len(Role) + 1
+
+
+async def test_limits_are_kept_with_the_key_and_shown(control: RunningControl) -> None:
+    limits = {
+        "max_inflight": 8,
+        "requests_per_minute": 600,
+        "tokens_per_minute": 100_000,
+        "max_streams": 4,
+        "max_priority": 3,
+    }
+    async with control.client(Role.ADMIN) as api:
+        made = await api.post("/keys", json={"name": "batch", **limits})
+        assert made.status_code == 201, made.text
+        record = made.json()["record"]
+        assert {name: record[name] for name in limits} == limits
+        assert control.process.watcher.snapshot.keys[record["id"]].requests_per_minute == 600
+        (listed,) = [one for one in (await api.get("/keys")).json()["items"] if one["id"] == record["id"]]
+        assert {name: listed[name] for name in limits} == limits
+        for name, wrong in (
+            ("requests_per_minute", 0),
+            ("tokens_per_minute", -1),
+            ("max_streams", 0),
+            ("max_priority", 11),
+        ):
+            assert (await api.post("/keys", json={"name": "x", name: wrong})).status_code == 422

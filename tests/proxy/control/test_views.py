@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nebula_core.records.base import frozen_map
+from nebula_core.records.engine_health import EngineHealth, MetricsSchema
+from nebula_core.records.found import FoundEngine
 from nebula_core.records.node import DrainIntent, Gpu, Node, NodeIntent
 from nebula_core.records.placement import Wanted
 from nebula_core.records.plan import Bucket, Plan, PlanEntry, Unplaceable
@@ -187,11 +189,17 @@ def test_everything_said_of_a_replica_is_shown() -> None:
         started_at=3.0,
         restarts=2,
         managed=False,
+        found=FoundEngine(served_models=("m",)),
         simulated=True,
         load_seconds=5.0,
         sample=EngineSample(requests_running=1),
         sample_age_seconds=0.5,
         failure_log=("line",),
+        first_failure_reason="at first",
+        first_failure_log=("first line",),
+        evidence="/data/evidence/chat-r1.txt",
+        health=EngineHealth(alive=True),
+        metrics_schema=MetricsSchema(expected=3, found=3),
     )
     look = Look(snapshot().with_reports([a_report(replicas=(said,))], at=NOW), NOW)
     shown = look.replicas["chat-r1"]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nebula_proxy.decisions.calls import CALLS
 from nebula_proxy.decisions.ejection import (
     LONGEST_SECONDS,
     UNREACHABLE,
@@ -16,35 +17,86 @@ from nebula_proxy.decisions.ejection import (
     probing,
     struck,
 )
-from nebula_proxy.decisions.retry import Budget, Circumstances, Step, Trouble, evidence_of, is_charged, next_step
+from nebula_proxy.decisions.resume import MOST_RESUMES
+from nebula_proxy.decisions.retry import (
+    MOST_UNREACHED,
+    Budget,
+    Circumstances,
+    Step,
+    Trouble,
+    evidence_of,
+    is_charged,
+    may_be_repeated,
+    next_step,
+)
 
 CIRCUMSTANCES = st.builds(
     Circumstances,
     trouble=st.sampled_from(Trouble),
     begun=st.booleans(),
-    retried=st.integers(0, 2),
+    retried=st.integers(0, 6),
+    unreached=st.integers(0, 6),
     fresh=st.booleans(),
     others=st.integers(0, 3),
     budget=st.booleans(),
     allowed=st.booleans(),
+    resumable=st.booleans(),
+    resumed=st.integers(0, 3),
+    resume_budget=st.booleans(),
 )
 
 
 @given(CIRCUMSTANCES)
 def test_the_laws_of_retry(given_: Circumstances) -> None:
     step = next_step(given_)
+    if step is Step.RESUME:
+        assert given_.begun
+        assert given_.resumable
+        assert given_.allowed
+        assert given_.others > 0
+        assert given_.resumed - given_.unreached < MOST_RESUMES
+        assert given_.unreached <= MOST_UNREACHED
+        assert given_.resume_budget
+        assert given_.trouble is not Trouble.DIVERGED
     if given_.begun:
-        assert step is Step.END_STREAM  # never after a byte
-        return
+        # The request itself is never sent again after a byte; FRESH is for a continuation that got no answer yet.
+        assert step in {Step.END_STREAM, Step.RESUME, Step.FRESH}
     if step is Step.OTHER:
         assert given_.allowed
         assert given_.others > 0
-        assert given_.retried == 0  # once
+        assert given_.retried <= given_.unreached  # once an engine had it
+        assert given_.unreached <= MOST_UNREACHED
         assert given_.budget or not is_charged(given_.trouble)
         assert given_.trouble not in {Trouble.FIRST_BYTE_TIMEOUT, Trouble.GAP_TIMEOUT}
     if step is Step.FRESH:
         assert given_.trouble is Trouble.STALE
         assert not given_.fresh  # so it ends
+
+
+def test_a_response_that_is_kept_is_begun_once() -> None:
+    responses, chat = CALLS[b"/v1/responses"], CALLS[b"/v1/chat/completions"]
+    for kept in (b'{"store": true}', b'{"background":true}'):
+        assert not may_be_repeated(Trouble.LOST, responses, kept)
+        assert may_be_repeated(Trouble.REFUSED, responses, kept)
+        assert may_be_repeated(Trouble.LOST, chat, kept)
+    assert may_be_repeated(Trouble.LOST, responses, b'{"store": false}')
+
+
+def test_a_closed_port_is_asked_again_before_long() -> None:
+    health = None
+    for number in range(8):
+        health = struck(health, Evidence.REFUSED, "e", 100.0 * number)
+    assert health is not None
+    assert health.out_until == 705.0
+
+
+def test_who_died_is_gone_once_its_port_refuses() -> None:
+    """A death breaks the streams first; the refusals that follow within a second must be heard, without a longer time out."""
+    lost = struck(None, Evidence.LOST, "e", 100.0)
+    gone = struck(lost, Evidence.REFUSED, "e", 100.1)
+    assert gone.evidence in UNREACHABLE
+    assert (gone.out_until, gone.times) == (lost.out_until, lost.times)
+    assert struck(gone, Evidence.LOST, "e", 100.2) == gone
 
 
 def circumstances(trouble: Trouble, **changes: object) -> Circumstances:
@@ -72,6 +124,15 @@ def circumstances(trouble: Trouble, **changes: object) -> Circumstances:
         (circumstances(Trouble.FIRST_BYTE_TIMEOUT), Step.ANSWER),
         (circumstances(Trouble.MALFORMED), Step.ANSWER),
         (circumstances(Trouble.LOST, begun=True), Step.END_STREAM),
+        # The second engine of a machine that is gone: the request has run once, or not at all.
+        (circumstances(Trouble.REFUSED, retried=1, unreached=1), Step.OTHER),
+        (circumstances(Trouble.REFUSED, retried=1, unreached=2), Step.OTHER),
+        (circumstances(Trouble.LOST, retried=1, unreached=1), Step.OTHER),
+        (circumstances(Trouble.LOST, retried=1), Step.ANSWER),
+        (circumstances(Trouble.LOST, retried=2, unreached=1), Step.ANSWER),
+        (circumstances(Trouble.REFUSED, retried=4, unreached=5), Step.ANSWER),
+        (circumstances(Trouble.REFUSED, begun=True, resumable=True, resumed=2, unreached=1), Step.RESUME),
+        (circumstances(Trouble.LOST, begun=True, resumable=True, resumed=2), Step.END_STREAM),
     ],
 )
 def test_the_table_of_retry(given_: Circumstances, step: Step) -> None:
@@ -110,7 +171,10 @@ def test_the_time_out_is_bounded_and_doubles(steps: list[tuple[str, Evidence, fl
         if action == "strike":
             health = struck(health, evidence, "e", now)
             if before is not None and now < before.out_until:
-                assert health == before  # requests that were under way do not prolong it
+                # Requests that were under way do not prolong it, but they may find that nobody is there at all.
+                assert health == before._replace(evidence=health.evidence)
+                assert health.evidence is before.evidence or health.evidence in UNREACHABLE
+                assert evidence not in UNREACHABLE or health.evidence in UNREACHABLE
             assert health.out_until <= now + LONGEST_SECONDS
             if evidence in UNREACHABLE:
                 assert health.is_out(now)
@@ -127,7 +191,7 @@ def test_the_time_out_is_bounded_and_doubles(steps: list[tuple[str, Evidence, fl
 def test_connection_trouble_strikes_at_once_and_doubles() -> None:
     now, health, seconds = 0.0, None, []
     for _ in range(7):
-        health = struck(health, Evidence.REFUSED, "e", now)
+        health = struck(health, Evidence.CONNECT_TIMEOUT, "e", now)
         seconds.append(health.out_until - now)
         now = health.out_until
         assert health.is_due(now)

@@ -41,6 +41,28 @@ def test_a_gguf_wants_llama_server(tmp_path, monkeypatch):
     assert choose_model(f"chat={weights}", real_gpus=False).engine == "llamacpp"
 
 
+def test_an_image_of_this_machines_docker_does_where_no_program_is(tmp_path, monkeypatch):
+    docker = tmp_path / "docker"
+    docker.write_text(
+        "#!/bin/sh\necho '<none>:<none>'; echo vllm/vllm-openai:v0.32.0; echo ghcr.io/ggml-org/llama.cpp:server\n"
+    )
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    for name in ("NEBULA_VLLM", "NEBULA_SGLANG", "NEBULA_LLAMACPP"):
+        monkeypatch.delenv(name, raising=False)
+    model = choose_model("chat=Qwen/x", real_gpus=True)
+    assert (model.engine, model.image) == ("vllm", "vllm/vllm-openai:v0.32.0")
+    weights = tmp_path / "tiny.gguf"
+    weights.touch()
+    assert choose_model(f"chat={weights}", real_gpus=False).image == "ghcr.io/ggml-org/llama.cpp:server"
+    # An image for GPUs is of no use without one.
+    with pytest.raises(CommandError):
+        choose_model("chat=Qwen/x", real_gpus=False)
+    docker.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(CommandError):
+        choose_model("chat=Qwen/x", real_gpus=True)
+
+
 @pytest.mark.parametrize("text", ["chat", "=sim", "chat=", ""])
 def test_what_is_not_name_and_source_is_refused(text):
     with pytest.raises(CommandError):

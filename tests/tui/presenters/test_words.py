@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from nebula_core.records.deployment import DeploymentSpec
 from nebula_core.records.placement import Placement, Wanted
-from nebula_core.records.plan import Bucket, NodeVerdict, PlacementChange, Plan, PlanEntry, Unplaceable
+from nebula_core.records.plan import Bucket, NodeVerdict, PlacementChange, Plan, PlanEntry, PlannedFetch, Unplaceable
+from nebula_core.records.store_memory import StoreDoubt
 from nebula_core.records.views import PlanView
 from nebula_tui.presenters import chat, chrome, command, logs, plan
 from nebula_tui.presenters.cells import Severity
@@ -65,6 +66,32 @@ def test_a_start_names_its_place_and_reason(fleet: FleetState) -> None:
         "",
         "effect  0 open requests affected · ready in about 48s",
     ]
+
+
+def test_what_has_to_come_to_a_disk_first_is_named_with_its_size(fleet: FleetState) -> None:
+    fetches = [
+        PlannedFetch(node="gpu-a1", kind="model", name="Qwen/Qwen2.5-7B-Instruct", origin="hub", size_bytes=16 << 30),
+        PlannedFetch(node="gpu-a1", kind="image", name="vllm/vllm-openai:v0.10.0", origin="docker.io"),
+        PlannedFetch(
+            node="gpu-a2", kind="model", name="s3://m/q", origin="s3", size_bytes=16 << 30, here_bytes=1 << 30
+        ),
+        PlannedFetch(node="gpu-a3", kind="model", name="s3://m/q", origin="s3"),
+    ]
+    lines = [joined(line) for line in plan.plan_lines(fleet, view(change("demo-r3", Wanted.RUN), fetches=fetches))]
+    assert lines[2:] == [
+        "fetch   gpu-a1 fetches Qwen/Qwen2.5-7B-Instruct from the",
+        "        hub (16.0 GiB)",
+        "pull    gpu-a1 pulls vllm/vllm-openai:v0.10.0 from",
+        "        docker.io (size unknown)",
+        "fetch   gpu-a2 fetches s3://m/q from S3 (16.0 GiB, 1.0",
+        "        GiB of it there)",
+        "        … and 1 more",
+        "",
+        "effect  0 open requests affected · ready: unknown, never loaded before",
+    ]
+    assert all(len(line) <= plan.WIDTH for line in lines[:-1])
+    [*_, effect] = plan.plan_lines(fleet, view(fetches=fetches, estimated_ready_seconds=48.0))
+    assert joined(effect) == "effect  0 open requests affected · ready about 48s after that"
 
 
 def test_what_goes_tells_its_open_requests(fleet: FleetState) -> None:
@@ -293,6 +320,15 @@ def test_rates_and_lines_about_them() -> None:
 
 def test_the_face_of_the_link(fleet: FleetState) -> None:
     assert chrome.link_face(fleet, 100.4, "u").word == "LIVE"
+    assert fleet.cluster is not None
+    known = fleet.cluster
+    for doubt, words in ((StoreDoubt.EMPTIED, "CAME BACK EMPTY"), (StoreDoubt.STALE, "OLDER THAN IT WAS")):
+        fleet.cluster = known.model_copy(update={"store_doubt": doubt})
+        told = chrome.link_face(fleet, 100.4, "u")
+        assert (told.word, told.severity) == ("IN DOUBT", Severity.CRIT)
+        assert words in (told.banner or "")
+        assert "nebula adopt --store" in (told.banner or "")
+    fleet.cluster = known
     assert chrome.link_face(fleet, 110.0, "u").word == "QUIET"
     fleet.lost("refused", 2.0, 111.0)
     face = chrome.link_face(fleet, 112.0, "u")

@@ -1,4 +1,4 @@
-"""Screens 4 and 5: one engine, and what is open on every replica."""
+"""Screen 4: one engine."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,8 @@ Compare = Callable[..., bool]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("digit", ["4", "5"])
-def test_look(snap_compare: Compare, digit: str, size: tuple[int, int]) -> None:
-    app, play = scene(digit)
+def test_look(snap_compare: Compare, size: tuple[int, int]) -> None:
+    app, play = scene("4")
     assert snap_compare(app, terminal_size=size, run_before=play)
 
 
@@ -24,9 +23,3 @@ async def test_the_arrows_walk_over_the_replicas() -> None:
         await played.sees("deepseek-v3.2 › r3")
         await played.press("left", "left")
         await played.sees("deepseek-v3.2 › r1")
-
-
-async def test_enter_on_a_replica_in_flight_opens_its_engine() -> None:
-    async with on_stage() as played:
-        await played.press("5", "down", "down", "enter")
-        await played.sees("[4 Engine]", "deepseek-v3.2 › r1")

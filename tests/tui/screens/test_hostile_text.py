@@ -9,7 +9,17 @@ from nebula_tui.adapters.control import Lost, Refused, Unreachable
 from nebula_tui.presenters.chat import Progress
 from nebula_tui.screens.chat import ChatView
 from nebula_tui.screens.logs import LogsView
-from tests.support.fleet import WALL, cluster, deployment, gpu, node, replica, sample
+from tests.support.fleet import (
+    WALL,
+    cluster,
+    decision_record,
+    deployment,
+    gpu,
+    node,
+    replica,
+    requests_page,
+    sample,
+)
 from tests.tui.screens.stage import SIZES, Playing, on_stage
 
 PAYLOADS = (
@@ -116,6 +126,28 @@ async def test_errors_of_the_server() -> None:
         harmless(played)
         played.app.base.tell(EVIL)
         await played.settle()
+        harmless(played)
+
+
+async def test_requests_and_why() -> None:
+    page = requests_page()
+    rows = [
+        one.model_copy(update={"model": EVIL, "key_name": EVIL, "client": EVIL, "proxy": EVIL}) for one in page.items
+    ]
+    async with on_stage(hostile()) as played:
+        played.control.page = page.model_copy(update={"items": tuple(rows), "silent": (EVIL,)})
+        found = decision_record(
+            rows[0].id, model=EVIL, key_name=EVIL, outcome=EVIL, status=502, detail=EVIL, proxy=EVIL
+        )
+        attempt = found.attempts[0].model_copy(update={"detail": EVIL, "guard": EVIL, "strategy": EVIL})
+        played.control.records[rows[0].id] = found.model_copy(update={"attempts": (attempt,)})
+        await played.press("5")
+        await played.sees("4bf9-9f21")
+        harmless(played)
+        await played.press("enter")
+        await played.sees("attempt 1")
+        harmless(played)
+        await played.press("escape", "b")
         harmless(played)
 
 

@@ -180,7 +180,7 @@ async def test_pause_holds_the_view_and_says_for_how_long() -> None:
 
 async def test_n_and_m_jump_to_node_and_model() -> None:
     async with on_stage() as played:
-        await played.press("5", "down", "down", "n")
+        await played.press("5", "b", "b", "b", "down", "down", "n")
         await played.sees("[2 Nodes]")
         assert played.view(NodesView).table.cursor_id == "node-014"
         await played.press("5", "m")

@@ -38,6 +38,11 @@ def test_scale_dialog(snap_compare: Compare, size: tuple[int, int]) -> None:
     assert snap_compare(app, terminal_size=size, run_before=play)
 
 
+def test_scale_dialog_of_a_model_that_has_to_come_first(snap_compare: Compare) -> None:
+    app, play = scene("3", "down", "down", "down", "s", planned, "right", planned)
+    assert snap_compare(app, terminal_size=LARGE, run_before=play)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_scale_to_nothing_asks_for_the_name(snap_compare: Compare, size: tuple[int, int]) -> None:
     app, play = scene("3", "s", planned, "left", planned, "left", planned, spelled, fleet="small")
