@@ -240,16 +240,14 @@ async def test_an_adopted_engine_is_stopped_and_nothing_else(cluster, by_hand):
     # As from a shell script: the engine is no leader of a group, and its neighbour is none of its own.
     line = " ".join(simulator(free_ports(1)))
     shell = by_hand("/bin/bash", "-c", f"sleep 600 & {line} & wait")
-    engine = await eventually(
-        lambda: next(
-            (one for one in psutil.Process(shell.pid).children() if "simulator" in " ".join(one.cmdline())), None
-        ),
-        "the engine runs",
-    )
-    neighbour = await eventually(
-        lambda: next((one for one in psutil.Process(shell.pid).children() if one.name() == "sleep"), None),
-        "its neighbour runs",
-    )
+
+    def child(program):
+        # By the first word: until its `exec`, every child of the shell has the shell's own line, with both names in it.
+        children = psutil.Process(shell.pid).children()
+        return next((one for one in children if one.cmdline()[:1] == [program]), None)
+
+    engine = await eventually(lambda: child(sys.executable), "the engine runs")
+    neighbour = await eventually(lambda: child("sleep"), "its neighbour runs")
     status = await found(cluster, engine.pid)
     placement = await cluster.place(cluster.placement("chat-r1", adopt=target_of(status)))
     await cluster.until(Phase.READY)
