@@ -9,10 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import settings
 
 from nebula_core.store.connection import connect
 from nebula_core.store.store import Store
 from tests.support.store import StoreServer, programs
+
+# An example that took long says something of the machine. Hypothesis' own limit (0.2 s, and a second run that must agree)
+# fails a test for one stall of a busy one.
+settings.register_profile("nebula", deadline=None)
+settings.load_profile("nebula")
 
 
 @pytest.fixture(scope="session")
