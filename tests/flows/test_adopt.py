@@ -9,10 +9,10 @@ import time
 import httpx
 import pytest
 
-from tests.support.agent import free_ports
 from tests.support.by_hand import NEW_VLLM, ByHand, make_vllm_images
 from tests.support.docker import simulator_docker, why_no_docker
 from tests.support.engine_process import VLLM_MODEL, missing_vllm, put_computing_behind
+from tests.support.ports import free_ports
 from tests.support.up import cluster, eventually
 
 pytestmark = pytest.mark.timeout(180)

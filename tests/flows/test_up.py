@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nebula_core.runtime.processes import free_port
+from tests.support.ports import free_port
 from tests.support.up import Up, cluster, eventually
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from nebula_core.records.report import ProxyReport
-from nebula_core.runtime.processes import free_port
 from nebula_core.store.connection import connect
 from nebula_core.store.store import Store
 from nebula_core.store.watcher import Watcher
 from tests.support.data_plane import MODEL
+from tests.support.ports import free_port
 from tests.support.proxy_process import ProxyProcess, proxy_process, write_cluster
 from tests.support.scripted_engine import DONE, STREAM_HEAD, Conversation, ScriptedEngine, chunked, event, tokens
 from tests.support.store import StoreServer

@@ -16,9 +16,9 @@ import httpx
 import psutil
 import pytest
 
-from nebula_core.runtime.processes import free_port
 from nebula_core.store.store import Store
 from tests.support.data_plane import MODEL, until
+from tests.support.ports import free_port
 from tests.support.proxy_process import ProxyProcess, proxy_process, write_cluster
 from tests.support.scripted_engine import DONE, STREAM_HEAD, Conversation, ScriptedEngine, chunked, event
 

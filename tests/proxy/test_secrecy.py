@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from nebula_core.runtime.processes import free_port
 from nebula_core.store.store import Store
 from tests.support.collector import Collector
 from tests.support.data_plane import MODEL
+from tests.support.ports import free_port
 from tests.support.proxy_process import ProxyProcess, proxy_process, write_cluster
 from tests.support.scripted_engine import (
     DONE,

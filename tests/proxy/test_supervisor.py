@@ -10,12 +10,12 @@ import httpx
 import psutil
 import pytest
 
-from nebula_core.runtime.processes import free_port
 from nebula_proxy import supervisor
 from nebula_proxy.adapters.vitals import open_descriptors
 from nebula_proxy.installing import install
 from nebula_proxy.settings import ProxySettings
 from tests.support.data_plane import until
+from tests.support.ports import free_port
 from tests.support.proxy_process import proxy_process
 
 

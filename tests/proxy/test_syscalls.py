@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nebula_core.runtime.processes import free_port
 from nebula_core.store.store import Store
 from tests.proxy.test_process import answers
+from tests.support.ports import free_port
 from tests.support.proxy_process import proxy_process, write_cluster
 from tests.support.scripted_engine import STREAM_HEAD, Conversation, ScriptedEngine, chunked, event
 from tests.support.token_engine import Emission, TokenEngine

@@ -16,12 +16,12 @@ import pytest
 from nebula_core.errors import StoreUnavailable
 from nebula_core.records.access import Role
 from nebula_core.records.event import ChangeKind
-from nebula_core.runtime.processes import free_port
 from nebula_core.security.credentials import mint_key
 from nebula_core.store import kept
 from nebula_core.store.connection import connect
 from nebula_core.store.store import Store
 from tests.support.data_plane import MODEL
+from tests.support.ports import free_port
 from tests.support.proxy_process import ProxyProcess, proxy_process, report, write_cluster
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.store import StoreServer

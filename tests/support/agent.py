@@ -3,11 +3,9 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -21,33 +19,9 @@ from nebula_core.records.report import NodeReport
 from nebula_core.security.envelope import SigningKey, sign_placement
 from nebula_core.security.sealing import SealingKeyPair, unseal
 from nebula_core.store.store import Store
+from tests.support.ports import free_ports
 
 T = TypeVar("T")
-
-
-#: Given by this process lately: whoever has them may not listen yet.
-_given: deque[int] = deque(maxlen=2_000)
-
-
-def free_ports(count: int) -> int:
-    """The first of so many neighbouring free ports below the range the kernel gives out by itself."""
-    start = 21_000 + (os.getpid() * 131 + time.monotonic_ns() // 1_000_000) % 9_000
-    for first in [*range(start, 31_000 - count), *range(21_000, start)]:
-        ports = range(first, first + count)
-        if not any(port in _given for port in ports) and all(map(_is_free, ports)):
-            _given.extend(ports)
-            return first
-    raise AssertionError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 async def eventually(look: Callable[[], Awaitable[T] | T], what: str, seconds: float = 15.0) -> T:

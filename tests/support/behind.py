@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from nebula_core.runtime.processes import free_port
+from tests.support.ports import free_port
 
 
 class Seen(NamedTuple):

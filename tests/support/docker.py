@@ -27,7 +27,7 @@ from typing import Any, Self
 
 import psutil
 
-from nebula_core.runtime.processes import free_port
+from tests.support.ports import free_port
 
 #: Sockets of Docker have long paths of their own: the folder must be short.
 LOCK = Path(tempfile.gettempdir()) / "nebula-test-docker.lock"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from nebula_core.runtime.processes import free_port
+from tests.support.ports import free_port
 
 READY_SECONDS = 90
 STOP_SECONDS = 12

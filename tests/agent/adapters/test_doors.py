@@ -27,7 +27,7 @@ from nebula_core.errors import SettingsError
 from nebula_core.records.placement import SignedPlacement
 from nebula_core.records.replica import Phase
 from nebula_core.records.sample import EngineSample, GpuSample
-from tests.support.agent import free_ports
+from tests.support.ports import free_ports
 from tests.support.records import a_placement, a_report, a_status
 
 

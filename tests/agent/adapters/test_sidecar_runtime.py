@@ -14,8 +14,9 @@ from nebula_agent.decisions.lifecycle import Life
 from nebula_agent.engines.base import Command
 from nebula_core.runtime.clock import SystemClock
 from tests.agent.engines.test_commands import launch
-from tests.support.agent import eventually, free_ports
+from tests.support.agent import eventually
 from tests.support.engine_process import gone
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -9,10 +9,11 @@ import pytest
 
 from nebula_core.records.replica import Phase
 from tests.agent.containers.test_life import settings
-from tests.support.agent import eventually, free_ports
+from tests.support.agent import eventually
 from tests.support.by_hand import NEW_VLLM, OLD_VLLM, ByHand, make_vllm_images
 from tests.support.docker import SIMULATOR
 from tests.support.nvml import StubNvml
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,8 +10,9 @@ from nebula_core.records.replica import Phase
 from tests.agent.containers.test_found import NODE_ADDRESS, answers, found, shown
 from tests.agent.containers.test_life import ask, policy, settings
 from tests.agent.loops.test_discovery import target_of
-from tests.support.agent import eventually, free_ports
+from tests.support.agent import eventually
 from tests.support.by_hand import NEW_VLLM, ByHand, make_vllm_images
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -7,12 +7,12 @@ import httpx
 import pytest
 
 from nebula_core.records.access import Role
-from nebula_core.runtime.processes import free_port
 from nebula_core.security.sealing import SealingKeyPair
 from tests.agent.containers.test_life import containers, policy, settings, spec
 from tests.support.agent import AgentProcess, Cluster, eventually
 from tests.support.control import KEY, running_control
 from tests.support.docker import SIMULATOR
+from tests.support.ports import free_port
 from tests.support.proxy_process import proxy_process
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.flow]

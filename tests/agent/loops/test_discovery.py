@@ -13,8 +13,9 @@ from nebula_core.records.adoption import AdoptTarget
 from nebula_core.records.placement import Wanted
 from nebula_core.records.replica import Phase
 from tests.agent.loops.test_life import ask
-from tests.support.agent import eventually, free_ports
+from tests.support.agent import eventually
 from tests.support.engine_process import VLLM_MODEL, VLLM_VENV, missing_vllm
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,7 +14,8 @@ import pytest
 from nebula_core.records.placement import Wanted
 from nebula_core.records.replica import Phase
 from tests.agent.loops.test_life import ask
-from tests.support.agent import eventually, free_ports
+from tests.support.agent import eventually
+from tests.support.ports import free_ports
 from tests.support.vllm_shaped import VllmShaped, shared_memory
 
 pytestmark = pytest.mark.timeout(120)

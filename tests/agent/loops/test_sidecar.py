@@ -8,8 +8,8 @@ import pytest
 
 from nebula_core.records.placement import Wanted
 from nebula_core.records.replica import Phase
-from tests.support.agent import free_ports
 from tests.support.disk_audit import asked
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from nebula_core.runtime.memory import free_heap_bytes, give_back_memory
-from nebula_core.runtime.processes import free_port
 from nebula_core.store.store import Store
 from nebula_proxy.adapters.vitals import (
     MemoryGroup,
@@ -23,6 +22,7 @@ from nebula_proxy.decisions.free_memory import LOOKS
 from nebula_proxy.decisions.overload_guard import GuardLimits, Vitals
 from nebula_proxy.traffic.guard import Guard
 from tests.support.data_plane import RunningPlane, endpoint, model, running_plane, until
+from tests.support.ports import free_port
 from tests.support.proxy_process import proxy_process, write_cluster
 from tests.support.scripted_engine import DONE, STREAM_HEAD, Conversation, ScriptedEngine, chunked, event
 

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 
 from nebula_core.records.event import ChangeKind
-from nebula_core.runtime.processes import free_port
 from nebula_core.store.store import Store
 from nebula_proxy.traffic.waiting_room import RoomLimits
 from tests.support.data_plane import MODEL, endpoint, key, model, running_plane, until
+from tests.support.ports import free_port
 from tests.support.proxy_process import proxy_process, write_cluster
 from tests.support.scripted_engine import Conversation, ScriptedEngine, answer, completion
 

@@ -3,7 +3,6 @@
 The engine stands twice in the routing table: behind a relay that breaks its answers off, and by itself.
 """
 
-import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ import pytest
 from tests.contracts.data_plane.test_resume import anew, chunks, text_of
 from tests.support.data_plane import MODEL, RunningPlane, endpoint, model, running_plane, until
 from tests.support.engine_process import EngineProcess, SimulatedEngine, VllmEngine, missing_vllm
+from tests.support.ports import free_port
 from tests.support.relay import Relay
 
 ARGUMENTS = ("--served-model-name", MODEL, "--max-model-len", "2048", "--max-num-seqs", "16")
@@ -32,9 +32,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         reason = missing_vllm()
         if reason is not None:
             pytest.skip(reason)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        engine = VllmEngine(directory, *ARGUMENTS, port=port)
+        engine = VllmEngine(directory, *ARGUMENTS, port=free_port())
     with engine:
         engine.wait_ready()
         yield engine

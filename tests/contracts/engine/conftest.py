@@ -4,7 +4,6 @@ Tests that end their engine ask for `doomed_engine`; they run last, so that vLLM
 """
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from tests.support.engine_process import EngineProcess, SimulatedEngine, VllmEngine, missing_vllm
+from tests.support.ports import free_port
 
 ARGUMENTS = ("--served-model-name", "tiny", "--max-model-len", "2048", "--max-num-seqs", "16")
 _HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def start_engine(
             reason = missing_vllm()
             if reason is not None:
                 pytest.skip(reason)
-            engine = VllmEngine(directory, *ARGUMENTS, port=_free_port())
+            engine = VllmEngine(directory, *ARGUMENTS, port=free_port())
         running.append(engine)
         return engine.wait_ready()
 
@@ -72,10 +72,3 @@ def doomed_engine(start_engine: Callable[..., EngineProcess]) -> Iterator[Engine
 async def client(engine: EngineProcess) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=engine.url, timeout=60.0, trust_env=False) as opened:
         yield opened
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -17,9 +17,9 @@ from nebula_agent.decisions.policy import LocalPolicy
 from nebula_agent.engines.base import Command
 from nebula_core.runtime.clock import SystemClock
 from tests.agent.engines.test_commands import launch
-from tests.support.agent import free_ports
 from tests.support.docker import DockerDaemon, make_small_image, short_directory, why_no_docker
 from tests.support.fake_docker import FakeDocker
+from tests.support.ports import free_ports
 
 
 @pytest.fixture(scope="module")

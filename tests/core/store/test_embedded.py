@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from nebula_core.errors import StoreUnfit
-from nebula_core.runtime.processes import free_port, spawn, stop_group
+from nebula_core.runtime.processes import spawn, stop_group
 from nebula_core.store import embedded
 from nebula_core.store.connection import StoreSettings, connect
 from nebula_core.store.embedded import bundled_store_program, find_store_program, store_command
+from tests.support.ports import free_port
 from tests.support.store import programs
 
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from nebula_core.errors import SettingsError
-from nebula_core.runtime.processes import free_port
 from nebula_core.security.envelope import SigningKey
 from nebula_proxy.control.app import run_control
 from nebula_proxy.settings import ControlSettings, ProxySettings
+from tests.support.ports import free_port
 from tests.support.store import StoreServer, wait_until
 
 
