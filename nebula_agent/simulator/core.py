@@ -209,11 +209,12 @@ def leak_shared_memory() -> list[mmap.mmap]:
 
 def run_child(settings: CoreSettings, connection: socket.socket) -> None:
     """The whole life of the child process; does not return."""
-    set_process_name("SIM::EngineCore")
     orphan = settings.faults.orphan_child
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if orphan else signal.SIG_DFL)
     kept = leak_shared_memory() if settings.faults.shm_leak else []
+    # Last: who finds it by its name finds it as it was asked for.
+    set_process_name("SIM::EngineCore")
     try:
         EngineCore(settings, connection).run()
     except (ParentGone, BrokenPipeError, ConnectionResetError):

@@ -62,7 +62,7 @@ class EngineProcess:
 
     #: The beginning of the core process's name in /proc.
     core_name = ""
-    start_timeout = 20.0
+    start_timeout = 60.0
 
     def __init__(self, directory: Path, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self.log_file = directory / f"engine-{os.urandom(3).hex()}.log"
@@ -93,11 +93,17 @@ class EngineProcess:
 
     @property
     def core_pid(self) -> int:
-        """The process that computes (vLLM's EngineCore)."""
-        for child in psutil.Process(self.pid).children():
-            if child.name().startswith(self.core_name):
-                return child.pid
-        raise AssertionError(f"no child named {self.core_name}:\n{self.log}")
+        """The process that computes (vLLM's EngineCore); until it has named itself it looks like its parent."""
+
+        def found() -> int:
+            for child in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.name().startswith(self.core_name):
+                        return child.pid
+            assert self.alive, f"no child named {self.core_name}:\n{self.log}"
+            return 0
+
+        return wait_until(found, 60, f"there is a child named {self.core_name}")
 
     def wait_ready(self) -> Self:
         """Waits for the first 200 of /health; a process that died says so at once."""
@@ -126,8 +132,8 @@ class EngineProcess:
         self._note_shared_memory()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(10)
-        wait_until(lambda: all(map(gone, self._pids)), 10, "all processes of the engine are gone")
+        self.process.wait(60)
+        wait_until(lambda: all(map(gone, self._pids)), 60, "all processes of the engine are gone")
         for path in self._shared_memory:
             path.unlink(missing_ok=True)  # vLLM leaks it when it is killed
 

@@ -1,7 +1,9 @@
 """Faults and endings of the simulated engine as real processes: what a proxy and an agent will meet."""
 
 import asyncio
+import json
 import os
+import re
 import signal
 import socket
 import time
@@ -43,14 +45,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., SimulatedEngine]]:
 
 
 def post(engine: SimulatedEngine, body: dict[str, Any], path: str = CHAT) -> httpx.Response:
-    return httpx.post(engine.url + path, json=body, timeout=20.0, trust_env=False)
+    return httpx.post(engine.url + path, json=body, timeout=60.0, trust_env=False)
 
 
 class Stream:
     """A stream somebody reads bit by bit; the sockets of a test are read with a time limit."""
 
     def __init__(self, engine: SimulatedEngine, body: dict[str, Any]) -> None:
-        self._client = httpx.Client(timeout=20.0, trust_env=False)
+        self._client = httpx.Client(timeout=60.0, trust_env=False)
         self._context = self._client.stream("POST", engine.url + CHAT, json=body)
         self._reply = self._context.__enter__()
         self._chunks = self._reply.iter_text()
@@ -79,29 +81,29 @@ def stream() -> Iterator[Callable[..., Stream]]:
 
 
 def test_nobody_listens_during_a_slow_start(start):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    engine = start("--port", str(port), "--fault", "slow-start=0.6", ready=False)
-    wait_until(lambda: "EngineCore is process" in engine.log, 10, "the core runs")
-    assert health(f"http://127.0.0.1:{port}") == 0
+    engine = start("--fault", "slow-start=600", ready=False)
+    wait_until(lambda: "EngineCore is process" in engine.log, 60, "the core runs")
+    assert psutil.Process(engine.pid).net_connections("tcp") == []
+
+
+def test_a_slow_start_has_an_end(start):
     began = time.monotonic()
-    engine.wait_ready()
-    assert time.monotonic() - began > 0.3
+    start("--fault", "slow-start=0.6")
+    assert time.monotonic() - began >= 0.6
 
 
 def test_sigterm_during_a_slow_start_leaves_nothing(start):
     engine = start("--fault", "slow-start=600", ready=False)
-    wait_until(lambda: "EngineCore is process" in engine.log, 10, "the core runs")
+    wait_until(lambda: "EngineCore is process" in engine.log, 60, "it listens to signals")
     core = engine.core_pid
     engine.terminate()
-    assert engine.wait(5) == 0
+    assert engine.wait(60) == 0
     assert gone(core)
 
 
 def test_a_failed_start_exits_with_the_last_words_of_vllm(start):
     engine = start("--fault", "failed-start=0.1", ready=False)
-    assert engine.wait(10) == 1
+    assert engine.wait(60) == 1
     assert "Engine core initialization failed. See root cause above." in engine.log
 
 
@@ -109,7 +111,7 @@ def test_a_taken_port_is_named(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         engine = start("--port", str(port), ready=False)
-        assert engine.wait(10) == 1
+        assert engine.wait(60) == 1
     assert f"cannot listen on 127.0.0.1:{port}: the port is taken by process {os.getpid()} (" in engine.log
 
 
@@ -129,19 +131,19 @@ def test_a_crash_at_a_token(start, streamed):
         assert reply.status_code == 500
         assert reply.json() == {"error": {"message": DIED, "type": "InternalServerError", "param": None, "code": 500}}
     assert health(engine.url) in {503, 0}
-    assert engine.wait(10) == 1
+    assert engine.wait(60) == 1
     assert gone(core)
 
 
 def test_a_dead_engine_takes_nothing_new_and_can_still_be_stopped(start):
     engine = start("--death-exit-seconds", "600")
     os.kill(engine.core_pid, signal.SIGKILL)
-    wait_until(lambda: health(engine.url) == 503, 5, "/health is 503")
+    wait_until(lambda: health(engine.url) == 503, 60, "/health is 503")
     reply = post(engine, chat())
     assert (reply.status_code, reply.json()["error"]["message"]) == (500, DIED)
     assert frames(post(engine, chat(stream=True)).text)[0].data["error"]["message"] == DIED
     engine.terminate()
-    engine.wait(5)
+    engine.wait(60)
 
 
 def test_a_frozen_engine_looks_healthy_and_moves_nothing(start, stream):
@@ -151,14 +153,14 @@ def test_a_frozen_engine_looks_healthy_and_moves_nothing(start, stream):
     def generated() -> float:
         return total(httpx.get(f"{engine.url}/metrics", trust_env=False).text, "vllm:generation_tokens_total")
 
-    wait_until(lambda: generated() == 3, 5, "three tokens are out")
+    wait_until(lambda: generated() == 3, 60, "three tokens are out")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(engine.url + CHAT, json=chat(), timeout=0.5, trust_env=False)
     assert health(engine.url) == 200
     assert generated() == 3
     frozen.close()
     engine.terminate()
-    assert engine.wait(5) == 0
+    assert engine.wait(60) == 0
 
 
 def test_freeze_from_the_start_and_sigstop_of_the_core(start):
@@ -170,7 +172,7 @@ def test_freeze_from_the_start_and_sigstop_of_the_core(start):
             httpx.post(engine.url + CHAT, json=chat(), timeout=0.3, trust_env=False)
         assert health(engine.url) == 200
         engine.terminate()
-        assert engine.wait(5) == 0
+        assert engine.wait(60) == 0
         assert gone(core)
 
 
@@ -178,8 +180,10 @@ def test_an_error_frame_as_first_frame_and_in_mid_stream(start):
     engine = start("--allow-request-faults")
     first = frames(post(engine, chat(stream=True, nebula_fault="error")).text)
     assert [frame.data == "[DONE]" or "error" in frame.data for frame in first] == [True, True]
-    later = frames(post(engine, chat(stream=True, nebula_fault="error@2")).text)
-    assert ["error" in frame.data for frame in later[:-1]] == [False, False, False, True]
+    later = frames(post(engine, chat(stream=True, nebula_fault="error@2", return_token_ids=True)).text)
+    *before, failed, done = [frame.data for frame in later]
+    assert ("error" in failed, done) == (True, "[DONE]")
+    assert sum(len(frame["choices"][0].get("token_ids") or ()) for frame in before) == 2
     assert post(engine, chat(nebula_fault="error@2")).status_code == 500
     assert post(engine, chat(nebula_fault="explode")).status_code == 400
     assert post(engine, chat()).status_code == 200
@@ -201,35 +205,30 @@ def test_sigterm_aborts_what_is_in_flight(start, stream):
     engine = start()
     core = engine.core_pid
     streamed = stream(engine, LONG)
-    began = time.monotonic()
     engine.terminate()
     seen = frames(streamed.read_on())
     assert seen[-1].data == "[DONE]"
     assert seen[-2].data["choices"][0]["finish_reason"] == "abort"
     assert "system_fingerprint" in seen[-2].data
-    assert engine.wait(5) == 0
-    assert time.monotonic() - began < 5
+    assert engine.wait(60) == 0
     assert gone(core)
 
 
 def test_with_a_time_limit_sigterm_lets_streams_finish_and_refuses_new_ones(start, stream):
-    engine = start("--shutdown-timeout", "20")
-    streamed = stream(engine, {**LONG, "max_tokens": 300})
+    engine = start("--shutdown-timeout", "60")
+    core = engine.core_pid
+    streamed = stream(engine, {**LONG, "max_tokens": 400})
+    # What is looked at is while it is on its way.
+    os.kill(core, signal.SIGSTOP)
     engine.terminate()
-
-    def refused() -> bool:
-        reply = post(engine, chat(max_tokens=1))
-        assert reply.status_code in {200, 500}
-        return (
-            reply.status_code == 500
-            and reply.json()["error"]["message"] == "cannot schedule new futures after shutdown"
-        )
-
-    wait_until(refused, 5, "new requests are refused")
+    wait_until(lambda: "Shutdown initiated" in engine.log, 60, "the signal is heard")
+    reply = post(engine, chat(max_tokens=1))
+    assert (reply.status_code, reply.json()["error"]["message"]) == (500, "cannot schedule new futures after shutdown")
     assert health(engine.url) == 200
+    os.kill(core, signal.SIGCONT)
     seen = frames(streamed.read_on())
     assert seen[-2].data["choices"][0]["finish_reason"] == "length"
-    assert engine.wait(5) == 0
+    assert engine.wait(60) == 0
 
 
 def test_a_time_limit_that_passes_aborts_the_rest(start, stream):
@@ -237,56 +236,59 @@ def test_a_time_limit_that_passes_aborts_the_rest(start, stream):
     streamed = stream(engine, LONG)
     engine.terminate()
     assert frames(streamed.read_on())[-2].data["choices"][0]["finish_reason"] == "abort"
-    assert engine.wait(5) == 0
+    assert engine.wait(60) == 0
 
 
 def test_a_hang_on_sigterm_is_silent_and_ends_only_by_sigkill(start):
     engine = start("--fault", "sigterm-hang")
     core = engine.core_pid
-    with (
-        httpx.Client(timeout=0.5, trust_env=False) as client,
-        client.stream("POST", engine.url + CHAT, json=LONG) as reply,
-    ):
-        chunks = reply.iter_text()
-        next(chunks)
+    body = json.dumps(LONG).encode()
+    with socket.create_connection(("127.0.0.1", int(engine.url.rpartition(":")[2])), timeout=60) as line:
+        line.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" % CHAT.encode())
+        line.sendall(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        assert line.recv(1 << 16).startswith(b"HTTP/1.1 200")
         engine.terminate()
-        wait_until(lambda: health(engine.url) == 0, 5, "the listener is closed")
-        wait_until(lambda: gone(core), 5, "the core is gone")
-        with pytest.raises(httpx.ReadTimeout):
-            "".join(chunks)
+        wait_until(lambda: health(engine.url) == 0, 60, "the listener is closed")
+        wait_until(lambda: gone(core), 60, "the core is gone")
+        line.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            b"".join(iter(lambda: line.recv(1 << 16), b""))
     engine.terminate()
     assert engine.alive
     engine.process.kill()
-    engine.wait(5)
+    engine.wait(60)
 
 
 def test_the_core_follows_a_killed_parent(start):
     engine = start()
     core = engine.core_pid
     engine.process.kill()
-    engine.wait(5)
-    wait_until(lambda: gone(core), 5, "the core is gone")
+    engine.wait(60)
+    wait_until(lambda: gone(core), 60, "the core is gone")
 
 
 def test_an_orphan_outlives_its_parent_and_sigterm_but_not_the_killing_of_the_group(start):
-    engine = start("--fault", "orphan-child=0.2")
-    core = engine.core_pid
-    assert engine.wait(5) == -signal.SIGKILL
+    engine = start("--fault", "orphan-child=0.2", ready=False)
+    assert engine.wait(60) == -signal.SIGKILL
+    # It is dead as soon as it was ever seen: only its log tells of the other.
+    core = int(re.search(r"EngineCore is process (\d+)", engine.log)[1])
+    wait_until(lambda: psutil.Process(core).name() == "SIM::EngineCore", 60, "the orphan has named itself")
     os.kill(core, signal.SIGTERM)
     orphan = psutil.Process(core)
+    assert orphan.is_running()
     assert orphan.name() == "SIM::EngineCore"
     assert orphan.ppid() != engine.pid
     assert os.getpgid(core) == engine.pid
     os.killpg(engine.pid, signal.SIGKILL)
-    wait_until(lambda: gone(core), 5, "the orphan is gone")
+    wait_until(lambda: gone(core), 60, "the orphan is gone")
 
 
 def test_leaked_shared_memory_stays_behind(start):
     engine = start("--fault", "shm-leak")
-    leaked = shared_memory(engine.core_pid)
+    leaked = shared_memory(engine.core_pid)  # named once it has mapped them
     assert sorted(path.name.partition("_")[0].partition("-")[0] for path in leaked) == ["psm", "sem.mp"]
     engine.terminate()
-    engine.wait(5)
+    engine.wait(60)
     assert all(path.exists() for path in leaked)
 
 
@@ -303,10 +305,11 @@ def test_a_slow_scrape_holds_up_nothing_else(start):
 
 async def test_a_full_queue_is_a_503_or_an_error_frame_behind_a_200(start):
     engine = start("--max-num-queued-reqs", "2")
-    async with httpx.AsyncClient(base_url=engine.url, timeout=30, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=engine.url, timeout=60, trust_env=False) as client:
         held = [asyncio.create_task(client.post(CHAT, json={**LONG, "stream": False})) for _ in range(2)]
         while total((await client.get("/metrics")).text, "vllm:num_requests_running") < 2:
             assert not any(task.done() for task in held)
+        os.kill(engine.core_pid, signal.SIGSTOP)  # neither of them ends meanwhile
         whole = await client.post(CHAT, json=chat())
         streamed = await client.post(CHAT, json=chat(stream=True))
         text = (await client.get("/metrics")).text

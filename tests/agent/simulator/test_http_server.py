@@ -43,7 +43,7 @@ async def talk(port: int, data: bytes) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     try:
-        return (await asyncio.wait_for(reader.read(), 10)).decode()
+        return (await asyncio.wait_for(reader.read(), 60)).decode()
     finally:
         writer.close()
         await writer.wait_closed()
@@ -86,7 +86,7 @@ async def test_the_client_leaving_cancels_its_request(port):
     writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
     await writer.drain()
     writer.close()
-    await asyncio.wait_for(left.wait(), 10)
+    await asyncio.wait_for(left.wait(), 60)
     await writer.wait_closed()
 
 

@@ -26,9 +26,9 @@ async def _scrape(client: httpx.AsyncClient) -> str:
 
 async def _until_running(client: httpx.AsyncClient, count: int, asked: Sequence[asyncio.Task[Any]] = ()) -> str:
     """Waits until so many run, or nobody is left who asked."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 60
     while total(text := await _scrape(client), "vllm:num_requests_running") != count:
-        assert time.monotonic() < deadline, f"not {count} running within 40 s"
+        assert time.monotonic() < deadline, f"not {count} running within 60 s"
         if asked and all(task.done() for task in asked):
             break
         await asyncio.sleep(0.05)  # scraped without a pause, vLLM on two cores gets to nothing else
