@@ -165,12 +165,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: hub.cuts[name].pop(0)])
             self.close_connection = True
             return
-        if hub.hold_after is not None and len(body) > hub.hold_after:
-            self.wfile.write(body[: hub.hold_after])
+        hold_after = hub.hold_after
+        if hold_after is not None and len(body) > hold_after:
+            self.wfile.write(body[:hold_after])
             self.wfile.flush()
             hub.held.set()
-            hub.release.wait(20)
-            body = body[hub.hold_after :]
+            hub.release.wait(300)
+            body = body[hold_after:]
         self.wfile.write(body)
 
     def _json(self, status: int, value: object, headers: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """An object store on loopback: moto's S3 behind a door that notes what is asked, and goes wrong where a test says so."""
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ def s3_error(status: str, code: str, **more: str) -> "Answer":
 
 @dataclass
 class Answer:
-    """What is answered instead of moto's own; `wait` seconds first."""
+    """What is answered instead of moto's own; one that `hangs`, not before the test is over."""
 
     status: str
     body: bytes = b""
     headers: list[tuple[str, str]] = field(default_factory=lambda: [("content-type", "application/xml")])
-    wait: float = 0.0
+    hangs: bool = False
 
 
 @dataclass
@@ -37,6 +36,7 @@ class ObjectStore:
     #: Asked for each request before moto is; None lets it through.
     instead: Callable[[str, str], Answer | None] = lambda _method, _path: None
     client: Any = None
+    over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def env(self) -> dict[str, str]:
@@ -102,7 +102,8 @@ def storing() -> Iterator[ObjectStore]:
             store.asked.append((method, path, headers))
             other = store.instead(method, path)
             if other is not None:
-                time.sleep(other.wait)
+                if other.hangs:
+                    store.over.wait()
                 start(other.status, [*other.headers, ("content-length", str(len(other.body)))])
                 return [] if method == "HEAD" else [other.body]
         answer: Iterable[bytes] = app(environ, start)
@@ -130,6 +131,7 @@ def storing() -> Iterator[ObjectStore]:
     try:
         yield store
     finally:
+        store.over.set()
         store.client.close()
         get_backend("s3").reset()
         server.shutdown()

@@ -79,7 +79,7 @@ async def fetched(keeper, source, who="test"):
     changed = asyncio.Event()
     told = []
     fetch = keeper.want(source, who, changed.set)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while not fetch.over:
             await changed.wait()
             changed.clear()

@@ -27,7 +27,7 @@ from nebula_core.records.model_source import ENTRY_ID, ModelSource, read_source
 from tests.agent.models.conftest import fetched, keeping, source_of
 from tests.support.hub import tensors
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(600)
 
 SOURCE = source_of("team/small")
 ID = SOURCE.id

@@ -340,7 +340,7 @@ def test_a_list_without_an_end_is_left(filled, monkeypatch):
 
 def test_an_endpoint_that_hangs_is_left_in_time(filled, monkeypatch):
     monkeypatch.setattr(model_place, "STALL_SECONDS", 0.1)
-    filled.instead = lambda _method, _path: Answer("200 OK", b"", wait=0.4)
+    filled.instead = lambda _method, _path: Answer("200 OK", hangs=True)
     failed = why(filled)
     assert "does not answer" in failed.message
     assert not failed.final

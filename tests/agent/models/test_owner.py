@@ -18,8 +18,9 @@ from tests.support.hub import tensors
 from tests.support.object_store import KEY_ID, SECRET
 from tests.support.stand_in import vllm_stand_in
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(300)
 SMALL = "team/small"
+WEIGHTS = "model-00001-of-00002.safetensors"
 
 
 @pytest.fixture
@@ -56,6 +57,8 @@ async def test_a_hub_id_is_pulled_with_progress_and_started_from_the_disk(cluste
         return status is not None and "%" in (status.phase_reason or "") and status
 
     assert SMALL in (await eventually(told, "its progress")).phase_reason
+    part = agent.data / "models" / "partial" / source_of(SMALL).id / f"{WEIGHTS}.part"
+    await eventually(lambda: part.exists() and part.stat().st_size > 0, "bytes on the disk")
     report = await cluster.report()
     assert report.fetches[0].source == SMALL
     # The agent is killed in the middle of it, and its successor goes on.
@@ -63,22 +66,22 @@ async def test_a_hub_id_is_pulled_with_progress_and_started_from_the_disk(cluste
     hub.hold_after = None
     hub.release.set()
     agent.start()
-    await cluster.until(Phase.READY, seconds=30)
+    await cluster.until(Phase.READY, seconds=60)
     seen = json.loads(vllm[1].read_text())
     assert seen["source"] == str(agent.data / "models" / "models" / source_of(SMALL).id)
     assert seen["offline"] == "1"
     assert "config.json" in seen["files"]
     assert "modeling.py" not in seen["files"]
-    first = [said for name, said in hub.asked if name == "model-00001-of-00002.safetensors"]
+    first = [said for name, said in hub.asked if name == WEIGHTS]
     assert first[0] is None
     assert first[1] is not None
 
     async def reported():
         report = await cluster.report()
-        return report is not None and report.models and report.models[0]
+        said = [] if report is None else [(each.source, each.complete, each.in_use) for each in report.models]
+        return said == [(SMALL, True, True)]
 
-    model = await eventually(reported, "the model in the report")
-    assert (model.source, model.complete, model.in_use) == (SMALL, True, True)
+    await eventually(reported, "the model in the report")
 
 
 async def test_what_the_hub_says_is_what_the_replica_says(cluster, hub, vllm, tmp_path):
@@ -92,7 +95,7 @@ async def test_what_the_hub_says_is_what_the_replica_says(cluster, hub, vllm, tm
 async def test_a_damaged_model_fails_by_name_and_comes_again(cluster, hub, vllm, tmp_path):
     agent = agent_of(cluster, hub, vllm, tmp_path).start()
     await cluster.place(ordered(cluster, SMALL))
-    status = await cluster.until(Phase.READY, seconds=30)
+    status = await cluster.until(Phase.READY, seconds=60)
     victim = agent.data / "models" / "models" / source_of(SMALL).id / "model-00002-of-00002.safetensors"
     content = victim.read_bytes()
     victim.write_bytes(content[:-9])
@@ -102,9 +105,9 @@ async def test_a_damaged_model_fails_by_name_and_comes_again(cluster, hub, vllm,
         found = await cluster.status()
         return found if found is not None and "model team/small" in (found.phase_reason or "") else None
 
-    failed = await eventually(named, "the reason", 30)
+    failed = await eventually(named, "the reason", 60)
     assert victim.name in failed.phase_reason
-    await cluster.until(Phase.READY, seconds=40)
+    await cluster.until(Phase.READY, seconds=60)
     assert victim.read_bytes() == content
 
 
@@ -137,7 +140,7 @@ async def order(cluster, name, kind, **arguments):
         found = (await cluster.store.get_results([command.id])).get(command.id)
         return found if found is not None and found.state.over else None
 
-    return await eventually(over, f"the end of {name}", 30)
+    return await eventually(over, f"the end of {name}", 60)
 
 
 async def test_prefetch_and_evict_by_command(cluster, hub, vllm, tmp_path):
@@ -149,7 +152,7 @@ async def test_prefetch_and_evict_by_command(cluster, hub, vllm, tmp_path):
     refused = await order(cluster, "two", "cache.prefetch", source="s3:bucket/model")
     assert (refused.state, "names no source" in refused.message) == (CommandState.FAILED, True)
     await cluster.place(ordered(cluster, SMALL))
-    await cluster.until(Phase.READY, seconds=30)
+    await cluster.until(Phase.READY, seconds=60)
     kept = await order(cluster, "three", "cache.evict", model=SMALL)
     assert (kept.state, "in use" in kept.message) == (CommandState.FAILED, True)
     assert (await order(cluster, "four", "cache.evict")).facts["evicted"] == 0
@@ -177,7 +180,7 @@ async def test_a_model_of_an_object_store_is_prefetched_and_started_from(cluster
     assert "has nothing below it" in failed.message
     asked = len(objects.asked)
     await cluster.place(ordered(cluster, "s3://models/team/small"))
-    await cluster.until(Phase.READY, seconds=30)
+    await cluster.until(Phase.READY, seconds=60)
     assert json.loads(vllm[1].read_text())["files"][1:] == ["config.json", "model.safetensors"]
     assert len(objects.asked) == asked
     report = await cluster.report()
