@@ -16,7 +16,7 @@ import pytest
 
 from nebula_core.records.deployment import Limits as ReplicaLimits
 from nebula_proxy.traffic.waiting_room import RoomLimits
-from tests.support.data_plane import MODEL, RunningPlane, endpoint, model, running_plane
+from tests.support.data_plane import MODEL, RunningPlane, endpoint, model, running_plane, until
 from tests.support.scripted_engine import Conversation, ScriptedEngine, answer, completion
 
 CLIENTS = 64
@@ -59,20 +59,18 @@ async def sweeping(running: RunningPlane) -> AsyncIterator[None]:
             await task
 
 
-async def client(running: RunningPlane, statuses: Counter[int], waits: list[int]) -> int:
-    """An SDK: comes back when it is told to. Answers how often it had to ask."""
-    async with running.client() as api:
-        for attempt in range(1, 200):
-            response = await api.post("/v1/chat/completions", json=CHAT)
-            statuses[response.status_code] += 1
-            if response.status_code == 200:
-                assert response.json()["choices"][0]["message"]["content"] == "done"
-                return attempt
-            assert response.status_code in {429, 503}, response.text
-            assert response.headers["x-should-retry"] == "true"
-            waits.append(int(response.headers["retry-after"]))
-            await asyncio.sleep(waits[-1] / 100)
-    raise AssertionError("it never got an answer")
+async def client(api: httpx.AsyncClient, statuses: Counter[int], waits: list[int]) -> None:
+    """An SDK: comes back when it is told to."""
+    while True:
+        response = await api.post("/v1/chat/completions", json=CHAT)
+        statuses[response.status_code] += 1
+        if response.status_code == 200:
+            assert response.json()["choices"][0]["message"]["content"] == "done"
+            return
+        assert response.status_code in {429, 503}, response.text
+        assert response.headers["x-should-retry"] == "true"
+        waits.append(int(response.headers["retry-after"]))
+        await asyncio.sleep(waits[-1] / 100)
 
 
 @pytest.mark.parametrize("places", [0, 32])
@@ -87,24 +85,28 @@ async def test_everybody_at_once_after_an_outage(places: int) -> None:
         *(endpoint(f"m-r{n}", engine.port, limits=limits) for n, engine in enumerate((first, second))), limits=limits
     )
     try:
-        async with running_plane(view, room=RoomLimits(places=places, seconds=5.0)) as running, sweeping(running):
+        async with (
+            running_plane(view, room=RoomLimits(places=places, seconds=5.0)) as running,
+            sweeping(running),
+            # One for all: to make one costs tens of milliseconds.
+            running.client(limits=httpx.Limits(max_connections=CLIENTS)) as api,
+        ):
             await first.die()
             await second.die()
             statuses: Counter[int] = Counter()
             waits: list[int] = []
-            herd = [asyncio.create_task(client(running, statuses, waits)) for _ in range(CLIENTS)]
-            async with asyncio.timeout(10):
-                while not statuses[503]:
-                    await asyncio.sleep(0.01)
+            herd = [asyncio.create_task(client(api, statuses, waits)) for _ in range(CLIENTS)]
+            await until(lambda: statuses[503], 60)
             await first.__aenter__()
             await second.__aenter__()
-            asked = await asyncio.wait_for(asyncio.gather(*herd), 60)
-            assert len(asked) == CLIENTS
-            assert statuses[200] == CLIENTS
+            await asyncio.wait_for(asyncio.gather(*herd), 60)
+            # Once more: of the first herd most may be served by the engine that happened to be tried first.
+            await asyncio.wait_for(asyncio.gather(*(client(api, statuses, waits) for _ in range(CLIENTS))), 60)
+            assert statuses[200] == 2 * CLIENTS
             assert set(statuses) <= {200, 429, 503}
             # Let in and dropped: none. Asked of the engines: once per request.
-            assert one.answered + two.answered == CLIENTS
-            assert len(first.conversations) + len(second.conversations) <= CLIENTS * 1.1
+            assert one.answered + two.answered == 2 * CLIENTS
+            assert len(first.conversations) + len(second.conversations) <= 2 * CLIENTS * 1.1
             assert max(one.most, two.most) <= SLOTS
             assert min(one.answered, two.answered) > CLIENTS / 5, "both are used again"
             assert len(set(waits)) > 1, "those turned away together do not come back together"
@@ -127,11 +129,9 @@ async def test_who_waits_for_room_outlives_an_engine(httpx_limit: httpx.Limits) 
         async with running_plane(view, room=RoomLimits(places=64, seconds=30.0)) as running, sweeping(running):
             async with running.client(limits=httpx_limit) as api:
                 asked = [asyncio.create_task(api.post("/v1/chat/completions", json=CHAT)) for _ in range(60)]
-                async with asyncio.timeout(10):
-                    while two.answered < 3:
-                        await asyncio.sleep(0.001)
+                await until(lambda: two.answered >= 3, 60)
                 await second.die()
-                found = [response.status_code for response in await asyncio.wait_for(asyncio.gather(*asked), 30)]
+                found = [response.status_code for response in await asyncio.wait_for(asyncio.gather(*asked), 60)]
             assert found.count(200) >= 58, "only what was inside the engine may be lost, and that is retried"
             assert running.plane.room.waiting == 0
             assert len(running.plane.ledger) == 0
