@@ -22,6 +22,7 @@ import shutil
 import signal
 import socket
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +41,9 @@ from nebula_tui.cli.errors import CommandError, Exit
 from nebula_tui.cli.output import say
 from nebula_tui.cli.session import segment
 
-#: Each agent gets this many ports for its engines; blocks follow each other.
+#: Each agent gets this many ports for its engines; blocks follow each other, below those the kernel gives out by itself.
 PORTS_PER_NODE = 200
-FIRST_ENGINE_PORT = 21000
+ENGINE_PORTS = range(21000, 32768)
 STOP_SECONDS = 8.0
 #: vLLM leaves sockets (a name of 36 characters) in its temporary folder; a socket's path has at most 107 characters.
 LONGEST_TEMPORARY = 107 - 37
@@ -221,8 +222,9 @@ class LocalCluster:
 
     async def _start_agents(self, data: Path) -> list[str]:
         names = [_host_name()] if self.plan.real_gpus else [f"sim-{index + 1}" for index in range(self.plan.nodes)]
+        begin = first_engine_port(data, len(names))
         for index, name in enumerate(names):
-            first = FIRST_ENGINE_PORT + index * PORTS_PER_NODE
+            first = begin + index * PORTS_PER_NODE
             config = self._config(
                 f"agent-{name}",
                 {
@@ -399,6 +401,15 @@ class LocalCluster:
             "pids": pids,
             "store_url": self.store_url,
         }
+
+
+def first_engine_port(data: Path, nodes: int) -> int:
+    """Where the ports of a cluster begin: always the same, and mostly another than that of a cluster in another folder.
+
+    Agents look whether a port is free before an engine has it: of two clusters that began alike, both would take it.
+    """
+    places = (len(ENGINE_PORTS) - nodes * PORTS_PER_NODE) // PORTS_PER_NODE + 1
+    return ENGINE_PORTS[zlib.crc32(str(data).encode()) % max(1, places) * PORTS_PER_NODE]
 
 
 def choose_model(text: str, *, real_gpus: bool) -> Model:

@@ -1,19 +1,28 @@
 """What `nebula up` decides before it starts anything."""
 
 import os
+from pathlib import Path
 
 import psutil
 import pytest
 
 from nebula_tui.cli.children import Child, ChildSpec, describe_exit, python
 from nebula_tui.cli.errors import CommandError
-from nebula_tui.cli.local_cluster import choose_model
+from nebula_tui.cli.local_cluster import ENGINE_PORTS, PORTS_PER_NODE, choose_model, first_engine_port
 from tests.support.up import eventually
 
 
 def test_sim_is_the_simulated_engine():
     model = choose_model("demo=sim", real_gpus=False)
     assert (model.name, model.engine, model.gpus) == ("demo", "simulated", 1)
+
+
+def test_two_clusters_of_a_machine_mostly_begin_at_other_ports():
+    firsts = [first_engine_port(Path(f"/tmp/{number}"), 2) for number in range(100)]
+    assert firsts == [first_engine_port(Path(f"/tmp/{number}"), 2) for number in range(100)]
+    assert len(set(firsts)) > 20
+    assert all(first in ENGINE_PORTS and first + 2 * PORTS_PER_NODE - 1 in ENGINE_PORTS for first in firsts)
+    assert first_engine_port(Path("/tmp/0"), 64) == ENGINE_PORTS[0], "too many for the range: from its beginning on"
 
 
 def test_a_folder_takes_the_engine_on_path(tmp_path, monkeypatch):
