@@ -272,15 +272,22 @@ def open_things(made: Stage) -> dict[str, int]:
     return {"descriptors": descriptors, "threads": worker.num_threads(), **dict(sorted(links.items()))}
 
 
-async def at_rest(made: Stage) -> dict[str, int]:
-    """What it has open once all requests have ended and the idle connections to engines are closed (after 4 s)."""
+async def at_rest(made: Stage, like: dict[str, int] | None = None) -> dict[str, int]:
+    """What it has open once all requests have ended and the idle connections to engines are closed (after 4 s).
+
+    `like` is what it had at rest before: a line to the store that is being opened is none that was left open.
+    """
+    found: dict[str, int] = {}
 
     async def idle() -> bool:
-        return await made.figure("nebula_proxy_inflight") == 0 and not open_things(made).keys() & {"engines", "clients"}
+        nonlocal found
+        inflight = await made.figure("nebula_proxy_inflight")
+        found = open_things(made)
+        return inflight == 0 and not found.keys() & {"engines", "clients"} and (like is None or found == like)
 
     with contextlib.suppress(TimeoutError):  # what is still open is shown
-        await until(idle, 30)
-    return open_things(made)
+        await until(idle, 60)
+    return found
 
 
 @contextlib.asynccontextmanager
@@ -311,7 +318,7 @@ async def measure(args: argparse.Namespace) -> dict[str, object]:
                 seconds = time.monotonic() - began
                 used = psutil.Process(made.worker.pid).cpu_times()
                 # Engines that were killed may have left connections that nobody has looked at since.
-                after = await at_rest(made)
+                after = await at_rest(made, before)
                 told = run.tally.read()
                 retries = {
                     outcome: await made.figure("nebula_proxy_retries_total", outcome=outcome)

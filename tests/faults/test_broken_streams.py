@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvloop
 
+from nebula_proxy.decisions.retry import Budget
 from tests.contracts.data_plane.test_resume import text_of
 from tests.support.data_plane import MODEL, RunningPlane, endpoint, model, running_plane, until
 from tests.support.scripted_engine import Conversation, ScriptedEngine
@@ -105,7 +106,8 @@ async def test_broken_streams() -> None:
         f"requests to engines {asked / STREAMS:.3f} each, without resumes {(asked - resumed) / STREAMS:.3f}\n"
     )
     assert ends[True, "whole"] > 0.9 * sum(count for (resumable, _), count in ends.items() if resumable)
-    assert (asked - resumed) / STREAMS <= 1.1
+    # A tenth of the traffic, and the reserve that a proxy starts with.
+    assert (asked - resumed) / STREAMS <= 1.1 + Budget().reserve / STREAMS
 
 
 async def _run(client: httpx.AsyncClient, first: int, count: int, ends: Counter[tuple[bool, str]]) -> None:

@@ -23,14 +23,14 @@ from nebula_proxy.control.signing import SigningKeys
 from nebula_proxy.settings import ProxySettings
 from tests.support.agent import Cluster, eventually
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
 
 SPEC = DeploymentSpec(source="sim", engine="simulated", gpus=0, replicas=2, args={"preset": "instant"})
 
 
 def nebula_proxy(data: Path, step: str, store_url: str) -> str:
     command = [sys.executable, "-m", "nebula_proxy", "init", "--data", str(data), "--store", store_url]
-    done = subprocess.run([*command, *step.split()], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*command, *step.split()], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout
@@ -53,7 +53,7 @@ class Control:
 
     async def __aenter__(self):
         await self.watcher.start()
-        await self.watcher.synced(10)
+        await self.watcher.synced(60)
         self._task = asyncio.create_task(self.planner.run())
         return self
 
@@ -94,7 +94,7 @@ async def test_no_engine_notices_and_nothing_forged_is_signed(tmp_path: Path, st
             return found if len(found) == 2 else None
 
         async with Control(store, tmp_path):
-            before = await eventually(both, "two replicas run", 30)
+            before = await eventually(both, "two replicas run", 60)
 
         # Somebody who writes to the store: a placement of his own, and one that was ours and is not any more.
         forged = cluster.placement("evil-r1", "n1", deployment="chat", epoch=1)
@@ -117,10 +117,14 @@ async def test_no_engine_notices_and_nothing_forged_is_signed(tmp_path: Path, st
                 found = await signers(store)
                 return {found.get("chat-r1"), found.get("chat-r2")} == {new}
 
-            await eventually(anew, "signed anew", 30)
+            await eventually(anew, "signed anew", 60)
             assert (await signers(store))["evil-r1"] == cluster.signing.key_id
-            told = [event for event in await store.read_events() if event.kind in {"resigned", "forged"}]
-            assert {event.object for event in told} >= {"cluster/signing-key", "replica/evil-r1"}
+
+            async def told():
+                events = [event.object for event in await store.read_events() if event.kind in {"resigned", "forged"}]
+                return {"cluster/signing-key", "replica/evil-r1"} <= set(events)
+
+            await eventually(told, "it is told", 60)
             calls = [(entry.call, entry.stage) for entry in await store.read_audit()]
             assert [stage for call, stage in calls if call == "sign placements anew"] == ["intent", "result"]
             # Whatever the planner makes of it, it signs nothing of it.
@@ -136,7 +140,7 @@ async def test_no_engine_notices_and_nothing_forged_is_signed(tmp_path: Path, st
             for agent in agents:
                 agent.stop()
                 agent.start()
-            assert await eventually(both, "both are adopted", 30) == before
+            assert await eventually(both, "both are adopted", 60) == before
 
             async def obeyed():
                 statuses = [await cluster.report(node) for node in ("n1", "n2")]
@@ -154,7 +158,7 @@ async def test_no_engine_notices_and_nothing_forged_is_signed(tmp_path: Path, st
                 found = await running()
                 return found if len(found) == 1 else None
 
-            left = await eventually(scaled, "one is left", 30)
+            left = await eventually(scaled, "one is left", 60)
             assert left.items() <= before.items()
     finally:
         cluster.close()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.up import eventually
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
 
 
 class Traffic:
@@ -91,9 +91,15 @@ def test_an_engine_killed_under_traffic(up):
         row = next((row for row in up.replicas() if row["id"] == victim["id"]), None)
         return row and row["phase"] == "ready" and row["pid"] != victim["pid"]
 
-    eventually(replaced, "the engine runs again", 30)
-    kinds = [event["kind"] for event in up.api("GET", "/events", limit=100)["items"]]
-    assert "failed" in kinds
+    eventually(replaced, "the engine runs again", 60)
+
+    def told():
+        # A control process that had no turn meanwhile has only seen that it was started again.
+        events = up.api("GET", "/events", limit=100)["items"]
+        about = [event["kind"] for event in events if event["object"] == f"replica/{victim['id']}"]
+        return {"failed", "restart"} & set(about)
+
+    eventually(told, "what became of it is told")
 
 
 def test_an_agent_killed_leaves_its_engines_and_adopts_them(up):
@@ -101,8 +107,8 @@ def test_an_agent_killed_leaves_its_engines_and_adopts_them(up):
     agent = up.ready["pids"]["agents"]["sim-1"]
     with Traffic(up) as traffic:
         os.kill(agent, signal.SIGKILL)
-        eventually(lambda: up.api("GET", "/nodes/sim-1")["agent_pid"] not in (None, agent), "a new agent", 30)
-        eventually(lambda: up.api("GET", "/nodes/sim-1")["state"] == "ready", "the node is ready", 30)
+        eventually(lambda: up.api("GET", "/nodes/sim-1")["agent_pid"] not in (None, agent), "a new agent", 60)
+        eventually(lambda: up.api("GET", "/nodes/sim-1")["state"] == "ready", "the node is ready", 60)
     assert set(traffic.how("plain")) == {"200"}, traffic.details[:3]
     assert set(traffic.how("stream")) == {"done"}, traffic.details[:3]
     eventually(lambda: [row["phase"] for row in up.replicas()] == ["ready", "ready"], "both ready")
@@ -117,8 +123,8 @@ def test_the_store_killed_fails_no_request(up):
         os.kill(store, signal.SIGKILL)
         seen = len(traffic.ends)
         eventually(lambda: len(traffic.ends) > seen + 40, "requests go on")
-        eventually(lambda: up.api("GET", "/cluster")["store_reachable"], "the store is back", 30)
-        eventually(lambda: all(node["state"] == "ready" for node in up.api("GET", "/nodes")["items"]), "nodes", 30)
+        eventually(lambda: up.api("GET", "/cluster")["store_reachable"], "the store is back", 60)
+        eventually(lambda: all(node["state"] == "ready" for node in up.api("GET", "/nodes")["items"]), "nodes", 60)
     assert set(traffic.how("plain")) == {"200"}, traffic.details[:3]
     assert set(traffic.how("stream")) == {"done"}, traffic.details[:3]
     assert {row["id"]: row["pid"] for row in up.replicas()} == before
@@ -128,15 +134,17 @@ def test_the_store_killed_fails_no_request(up):
 
 def test_the_control_process_killed_serves_on_and_comes_back(up):
     with Traffic(up) as traffic:
-        os.kill(up.ready["pids"]["control"], signal.SIGKILL)
+        former = up.api("GET", "/cluster")["control_pid"]
+        os.kill(former, signal.SIGKILL)
 
         def leader():
             try:
-                return up.api("GET", "/cluster")["leader"]
+                view = up.api("GET", "/cluster")
+                return view["control_pid"] != former and view["leader"]
             except (httpx.HTTPError, AssertionError):
                 return None
 
-        eventually(leader, "a leader again", 40)
+        eventually(leader, "a leader again", 60)
     assert set(traffic.how("plain")) == {"200"}, traffic.details[:3]
     assert set(traffic.how("stream")) == {"done"}, traffic.details[:3]
 

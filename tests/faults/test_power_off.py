@@ -86,7 +86,7 @@ async def test_what_runs_there_goes_on_elsewhere(machine: Machine, tmp_path: Pat
     def body(number: int) -> dict[str, object]:
         ask = {"role": "user", "content": f"Tell me of sea {number}."}
         return {
-            "model": MODEL, "messages": [ask], "temperature": 0, "max_tokens": 400, "ignore_eos": True, "stream": True,
+            "model": MODEL, "messages": [ask], "temperature": 0, "max_tokens": 1000, "ignore_eos": True, "stream": True,
         }  # fmt: skip
 
     with FarEngine(tmp_path, machine) as far, SimulatedEngine(tmp_path, *FLAGS) as near:
@@ -100,7 +100,7 @@ async def test_what_runs_there_goes_on_elsewhere(machine: Machine, tmp_path: Pat
                 *(client.post("/v1/chat/completions", json=body(n) | {"max_tokens": 5}) for n in range(9))
             )
             streams = [asyncio.create_task(client.post("/v1/chat/completions", json=body(n))) for n in range(8)]
-            await until(lambda: sum(running.plane.meters.of(MODEL).itl.counts) > 400)
+            await until(lambda: sum(running.plane.meters.of(MODEL).itl.counts) > 400, 60)
             assert running.plane.ledger.replicas["m-r0"] >= 3
             machine.switch_off()
             began = time.monotonic()
@@ -119,8 +119,8 @@ async def test_what_runs_there_goes_on_elsewhere(machine: Machine, tmp_path: Pat
             )
             assert all(answer.content.endswith(b"data: [DONE]\n\n") for answer in ended)
             assert running.plane.meters.of(MODEL).retries["resumed"] >= 3
-            async with httpx.AsyncClient(base_url=near.url, timeout=30) as direct:
-                uncut = [await direct.post("/v1/chat/completions", json=body(n)) for n in range(8)]
+            async with httpx.AsyncClient(base_url=near.url, timeout=60) as direct:
+                uncut = await asyncio.gather(*(direct.post("/v1/chat/completions", json=body(n)) for n in range(8)))
             assert [text_of(each.content) for each in ended] == [text_of(each.content) for each in uncut]
             assert len(running.plane.ledger) == 0
             # Out for longer, should it be asked again: nothing goes there while another one stands.

@@ -22,7 +22,7 @@ import pytest
 from tests.support.store import StoreServer, programs
 from tests.support.up import Up, cluster, eventually
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 FLAGS = ("--nodes", "2", "--gpus", "2", "--replicas", "2")
 
@@ -74,7 +74,7 @@ class Traffic:
     def _go_on(self) -> None:
         body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         headers = {"authorization": f"Bearer {self._up.ready['api_key']}"}
-        with httpx.Client(base_url=self._up.ready["openai_base_url"], headers=headers, timeout=10) as client:
+        with httpx.Client(base_url=self._up.ready["openai_base_url"], headers=headers, timeout=60) as client:
             while not self._over.is_set():
                 try:
                     answer: object = client.post("/chat/completions", json=body).status_code
@@ -95,7 +95,7 @@ class Traffic:
             yield self
         finally:
             self._over.set()
-            self._thread.join(15)
+            self._thread.join(60)
 
 
 def engines(up: Up) -> dict[str, tuple[int, int]]:
@@ -130,11 +130,20 @@ def adopted(up: Up) -> dict[str, Any]:
         whole = len(plan.get("replicas", ())) == 2 and not plan.get("silent_nodes")
         return plan if whole and not odd else None
 
-    plan = eventually(whole, "the plan has both replicas")
-    assert plan["plan"].get("changes", []) == [], "adopting asks nothing of the engines"
+    def written() -> dict[str, Any] | None:
+        plan: dict[str, Any] = eventually(whole, "the plan has both replicas")
+        assert plan["plan"].get("changes", []) == [], "adopting asks nothing of the engines"
+        try:
+            answer: dict[str, Any] = up.api("POST", "/adopt/store", {"shown": plan["digest"]})
+        except AssertionError as error:
+            if "not what was shown" in str(error):
+                return None  # a node fell silent for a moment, say: it is looked at again
+            raise
+        assert not answer["dry_run"]
+        return plan
+
     eventually(lambda: up.api("GET", "/leader")["here"], "the lease of one that died has ended")
-    answer: dict[str, Any] = up.api("POST", "/adopt/store", {"shown": plan["digest"]})
-    assert not answer["dry_run"]
+    plan: dict[str, Any] = eventually(written, "what was shown is written")
     in_doubt(up, None)
     return plan
 
@@ -144,7 +153,7 @@ def refused(up: Up) -> str:
         f"{up.ready['control_url']}/api/v1/deployments/demo/scale",
         json={"replicas": 1},
         headers={"authorization": f"Bearer {up.ready['admin_key']}"},
-        timeout=10,
+        timeout=60,
     )
     assert answer.status_code == 503, answer.text
     code: str = answer.json()["error"]["code"]
@@ -215,7 +224,7 @@ def emptied_and_forgotten(data: Path, server: StoreServer) -> None:
         made = up.api("POST", "/keys", {"name": "of-a-client"})
         eventually(lambda: list(data.glob("**/routing-snapshot.jsonl")), "the workers keep what they route by")
         (kept,) = data.glob("**/routing-snapshot.jsonl")
-        eventually(lambda: made["record"]["id"] in kept.read_text(), "with the new key", 30)
+        eventually(lambda: made["record"]["id"] in kept.read_text(), "with the new key")
         server.command("FLUSHALL")
         in_doubt(up, "emptied")
         server.command("DEL", "nebula:v1:access")
@@ -231,7 +240,7 @@ def emptied_and_forgotten(data: Path, server: StoreServer) -> None:
         scaled(up, 3)
         untouched(up, before)
         traffic.more()
-        with httpx.Client(headers={"authorization": f"Bearer {made['key']}"}, timeout=10) as other:
+        with httpx.Client(headers={"authorization": f"Bearer {made['key']}"}, timeout=60) as other:
             assert other.get(up.ready["openai_base_url"] + "/models").status_code == 200
     assert set(traffic.answers) == {200}, traffic.answers
 
@@ -242,7 +251,7 @@ def init(up: Up, data: Path, server: StoreServer) -> None:
     import sys
 
     command = [sys.executable, "-m", "nebula_proxy", "init", "--data", str(data), "--store", server.url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

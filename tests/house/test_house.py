@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*command, timeout=300):
+def run(*command, timeout=900):
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
     )
@@ -28,7 +28,7 @@ def tracked():
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.mark.timeout(330)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "command",
     [
@@ -68,6 +68,7 @@ def test_a_lock_has_hashes_and_no_addresses(name):
         ("requirements-test.lock", ("--extra", "s3", "--group", "dev", "-c", "requirements.lock")),
     ],
 )
+@pytest.mark.timeout(300)
 def test_a_lock_follows_from_pyproject(tmp_path, name, extra):
     """Recompiled onto itself: pins are kept, so that a new release elsewhere breaks nothing."""
     uv = program("uv")
@@ -77,8 +78,12 @@ def test_a_lock_follows_from_pyproject(tmp_path, name, extra):
     copy.write_text((ROOT / name).read_text())
     flags = ("--quiet", "--generate-hashes", "--no-emit-index-url", "--no-header", "--python-version", "3.11")
     extras = ("--extra", "up", "--extra", "otel")
-    done = run(uv, "pip", "compile", *flags, *extras, *extra, "pyproject.toml", "-o", str(copy), timeout=110)
-    if done.returncode and re.search(r"dns|connect|network|tempor|timed out", done.stderr, re.IGNORECASE):
+    try:
+        done = run(uv, "pip", "compile", *flags, *extras, *extra, "pyproject.toml", "-o", str(copy), timeout=110)
+    except subprocess.TimeoutExpired:
+        pytest.skip("no package index has answered in time")
+    away = r"dns|connect|network|tempor|timed out|status server error"
+    if done.returncode and re.search(away, done.stderr, re.IGNORECASE):
         pytest.skip(f"no package index can be reached: {done.stderr.strip()[-200:]}")
     assert done.returncode == 0, done.stderr
     strip = re.compile(r"\s+# via.*|^\s+#.*$", re.MULTILINE)
