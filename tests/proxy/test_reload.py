@@ -56,7 +56,7 @@ class Streams:
     async def one(self) -> None:
         self.open += 1
         try:
-            async with httpx.AsyncClient(headers=self._headers, timeout=20) as client:
+            async with httpx.AsyncClient(headers=self._headers, timeout=60) as client:
                 response = await client.post(self._url, json=CHAT)
             whole = response.status_code == 200 and response.content.endswith(DONE)
             self.ends.append("whole" if whole else f"{response.status_code} {response.text[-200:]}")
@@ -91,7 +91,7 @@ async def proxy(store: Store, store_url: str, tmp_path: Path) -> AsyncIterator[t
         engine.script = slow
         options = {"workers": 2, "data_dir": tmp_path, "drain_seconds": 20, "request_log": False}
         async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", **options) as running:
-            await until(lambda: said(running, "all_workers_ready"), 20)
+            await until(lambda: said(running, "all_workers_ready"))
             try:
                 yield running, Streams(running, token)
             finally:
@@ -121,7 +121,7 @@ async def test_a_reload_refuses_nobody_and_cuts_nothing(proxy: tuple[ProxyProces
             check=True,
         )
         assert f"asked {running.process.pid} to reload" in told.stdout
-        await until(lambda: said(running, "old_child_ended") == 2, 30)
+        await until(lambda: said(running, "old_child_ended") == 2)
         seen = len(streams.ends)
         await until(lambda: len(streams.ends) > seen + 4)
     assert set(streams.ends) == {"whole"}
@@ -130,7 +130,7 @@ async def test_a_reload_refuses_nobody_and_cuts_nothing(proxy: tuple[ProxyProces
     assert not before & after
     assert said(running, "reloaded") == 1
     running.terminate()
-    assert await asyncio.wait_for(running.process.wait(), 20) == 0
+    assert await asyncio.wait_for(running.process.wait(), 60) == 0
     assert not (tmp_path / "proxy.pid").exists()
 
 
@@ -148,20 +148,20 @@ async def test_a_stream_outlives_two_reloads(store: Store, store_url: str, tmp_p
         token = await write_cluster(store, [engine.port])
         engine.script = script
         async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", workers=2) as running:
-            await until(lambda: said(running, "all_workers_ready"), 20)
+            await until(lambda: said(running, "all_workers_ready"))
             streams = Streams(running, token)
             task = asyncio.create_task(streams.one())
-            await until(lambda: engine.conversations, 10)
+            await until(lambda: engine.conversations)
             for turn in (1, 2):
                 running.process.send_signal(signal.SIGHUP)
-                await until(lambda turn=turn: said(running, "reloaded") == turn, 30)
+                await until(lambda turn=turn: said(running, "reloaded") == turn)
             # The idle ones of both generations have gone; the one with the stream has not.
-            await until(lambda: said(running, "old_child_ended") == 3, 20)
+            await until(lambda: said(running, "old_child_ended") == 3)
             more.set()
             await task
             assert streams.ends == ["whole"]
             running.terminate()
-            assert await asyncio.wait_for(running.process.wait(), 20) == 0
+            assert await asyncio.wait_for(running.process.wait(), 60) == 0
 
 
 @pytest.mark.fault
@@ -181,11 +181,11 @@ async def test_wrong_settings_change_nothing(store_url: str, tmp_path: Path) -> 
     config = tmp_path / "proxy.toml"
     config.write_text("workers = 2\n")
     async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", "--config", str(config)) as running:
-        await until(lambda: said(running, "all_workers_ready"), 20)
+        await until(lambda: said(running, "all_workers_ready"))
         before = workers(running)
         config.write_text("wrokers = 3\n")
         running.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(running, "reload_refused"), 20)
+        await until(lambda: said(running, "reload_refused"))
         (refusal,) = (line for line in lines(running) if line.get("action") == "reload_refused")
         assert "wrokers" in refusal["error"]
         assert "workers" in refusal["error"]  # the nearest name
@@ -193,12 +193,12 @@ async def test_wrong_settings_change_nothing(store_url: str, tmp_path: Path) -> 
         # Corrected, it is taken: another worker, on the same port.
         config.write_text("workers = 3\n")
         running.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(running, "old_child_ended") == 2, 30)
+        await until(lambda: said(running, "old_child_ended") == 2)
         assert len(workers(running)) == 3
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{running.url}/healthz")).status_code == 200
         running.terminate()
-        assert await asyncio.wait_for(running.process.wait(), 20) == 0
+        assert await asyncio.wait_for(running.process.wait(), 60) == 0
 
 
 @pytest.mark.flow
@@ -215,9 +215,9 @@ async def test_draining_answers_those_who_are_connected_and_a_second_word_ends_i
         token = await write_cluster(store, [engine.port])
         engine.script = endless
         async with proxy_process(store_url, tmp_path, free_port(), lame_duck_seconds=30) as running:
-            await until(lambda: said(running, "data_worker_started"), 20)
+            await until(lambda: said(running, "data_worker_started"))
             headers = {"authorization": f"Bearer {token}"}
-            async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=60) as client:
                 await _until_serves(client)
                 async with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
                     pieces = response.aiter_bytes()
@@ -233,7 +233,7 @@ async def test_draining_answers_those_who_are_connected_and_a_second_word_ends_i
                     rest = b"".join([piece async for piece in pieces])
                     assert b"error" in rest
                     assert b"[DONE]" not in rest
-            assert await asyncio.wait_for(running.process.wait(), 10) == 0
+            assert await asyncio.wait_for(running.process.wait(), 60) == 0
 
 
 @pytest.mark.flow
@@ -254,7 +254,7 @@ async def test_systemd_may_hold_the_socket(store_url: str, tmp_path: Path) -> No
             stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 # It waits in the kernel until somebody accepts.
                 assert (await client.get("/healthz")).status_code == 200
                 process.send_signal(signal.SIGHUP)
@@ -262,12 +262,10 @@ async def test_systemd_may_hold_the_socket(store_url: str, tmp_path: Path) -> No
                 assert (await client.get("/healthz")).status_code == 200
         finally:
             process.terminate()
-            assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 async def _until_serves(client: httpx.AsyncClient) -> None:
-    for _ in range(400):
-        if (await client.get("/readyz")).status_code == 200:
-            return
-        await asyncio.sleep(0.025)
-    raise AssertionError("it does not serve")
+    async with asyncio.timeout(60):
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.025)

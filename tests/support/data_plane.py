@@ -93,7 +93,7 @@ class RunningPlane:
 
     def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {token or self.token}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=10, **options)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, **options)
 
     def request(
         self,
@@ -117,7 +117,7 @@ class RunningPlane:
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return f"POST {path} HTTP/{version}\r\n{head}\r\n".encode() + raw
 
-    async def exchange(self, *data: bytes, wait: float = 10.0) -> bytes:
+    async def exchange(self, *data: bytes, wait: float = 60.0) -> bytes:
         """Sends pieces, reads until the server closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -174,11 +174,11 @@ async def running_plane(
         for connection in list(running.server_state.connections):
             connection.transport.abort()
         running.stop()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Waits for a change that nothing announces."""
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Waits for a change that nothing announces; `seconds` are against a hang, and no more."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -15,6 +15,14 @@ from nebula_proxy.traffic.key_limits import KeyClaim, KeyLimiter, duration
 from tests.support.store import StoreServer
 
 
+@pytest.fixture
+async def store(store_server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    """It is given time to answer: what is said here of two workers holds while the store does, however busy this machine."""
+    monkeypatch.setattr("nebula_core.store.store.LIMITS_TIMEOUT_SECONDS", 60.0)
+    async with await connect(store_server.settings(socket_timeout_seconds=60.0)) as opened:
+        yield opened
+
+
 class Client:
     """One request, as far as its limits go."""
 
@@ -22,6 +30,8 @@ class Client:
         self.claim: KeyClaim | None = None
         self.refusal: Refusal | None = None
         self.settled = asyncio.Event()
+        #: It could not be told at once.
+        self.waited = False
 
     def claim_settled(self, refusal: Refusal | None) -> None:
         self.refusal = refusal
@@ -54,7 +64,8 @@ async def ask(one: KeyLimiter, limits: KeyLimits, tokens: int = 10, *, stream: b
     client = Client()
     client.refusal = one.claim(client, "k", limits, tokens, time.monotonic(), stream=stream)
     if client.refusal is None and client.claim is not None and client.claim.taken is None:
-        async with asyncio.timeout(5):
+        client.waited = True
+        async with asyncio.timeout(60):
             await client.settled.wait()
     return client
 
@@ -88,8 +99,10 @@ async def test_one_worker_gets_the_whole_limit_and_the_store_few_calls(store: St
         stats = await store._commands.ask("INFO", "commandstats")
         assert int(stats["cmdstat_evalsha"]["calls"]) - before < 40
         small = KeyLimits(requests_per_minute=25)
+        began = time.monotonic()
         found = await asyncio.gather(*(_ask_as(one, "other", small) for _ in range(40)))
-        assert sum(client.admitted for client in found) == 25
+        took = time.monotonic() - began
+        assert 25 <= sum(client.admitted for client in found) <= 25 * (1 + took / 60) + 1e-6
 
 
 async def _ask_as(one: KeyLimiter, key: str, limits: KeyLimits) -> Client:
@@ -117,7 +130,7 @@ async def test_two_workers_keep_the_streams_of_a_key(store: Store) -> None:
         worker, client = open_ones[0]
         end(worker, client)
         other = two if worker is one else one
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (await ask(other, limits, stream=True)).admitted:
                 await asyncio.sleep(0.01)
 
@@ -129,7 +142,7 @@ async def test_tokens_are_settled_between_workers(store: Store) -> None:
         assert first.admitted
         assert not (await ask(two, limits, 5000)).admitted
         end(one, first, 100)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (await ask(two, limits, 5000)).admitted:
                 await asyncio.sleep(0.01)
 
@@ -182,16 +195,11 @@ async def test_without_the_store_each_worker_goes_on_with_its_share(own_store: C
     async with await connect(server.settings()) as store, limiter(store, "one") as one, limiter(store, "two") as two:
         assert (await ask(one, limits)).admitted
         server.freeze()
-        clients: list[Client] = []
-        longest = 0.0
-        for worker in (one, two) * 100:
-            began = time.monotonic()
-            clients.append(await ask(worker, limits))
-            longest = max(longest, time.monotonic() - began)
+        clients = [await ask(worker, limits) for worker in (one, two) * 100]
         assert 60 - 4 <= sum(client.admitted for client in clients) <= 2 * 60, "once from each side"
-        assert longest < 3.0
+        assert sum(client.waited for client in clients) <= 2, "one at each worker finds out, for all others"
         server.thaw()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any(share.away for worker in (one, two) for share in worker._shares.values()):
                 await asyncio.sleep(0.02)
 

@@ -1,7 +1,6 @@
 """What one worker holds against a body, all workers do: told in reports, by digests that nobody else can make."""
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from types import MappingProxyType
 
@@ -211,8 +210,9 @@ async def worker(store: Store, name: str, *engines: ScriptedEngine) -> AsyncIter
         watcher = Watcher(store, poll_seconds=0.05, reports=feeder.reports, block=False)
         watcher.add_listener(feeder.take)
         async with watcher, TaskSupervisor(name) as tasks:
-            await watcher.synced(10.0)
-            tasks.every("report", 1.0, reporter.publish)
+            await watcher.synced(60.0)
+            # Once, and not again before long: what cannot wait for the next report is not told by it here.
+            tasks.every("report", 3600.0, reporter.publish)
             tasks.repeat("alarm", reporter.alarm)
             yield running
 
@@ -241,12 +241,10 @@ async def test_a_client_that_comes_again_to_another_worker_is_refused_there(stor
             answer = await first.post("/v1/chat/completions", json=poison)
             assert answer.status_code == 502
             assert deaths == 2
-            began = time.monotonic()
             await until(lambda: both_deaths_are_known(other))
             again = await second.post("/v1/chat/completions", json=poison)
             assert again.status_code == 422
             assert again.json()["error"]["code"] == "request_quarantined"
             assert deaths == 2
-            assert time.monotonic() - began < 5.0
             harmless = await second.post("/v1/chat/completions", json=poison | {"user": "another"})
             assert harmless.status_code != 422

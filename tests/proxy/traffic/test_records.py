@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import httpx
 import pytest
@@ -140,7 +141,7 @@ async def test_the_buffer_is_bounded_and_outlives_an_outage(own_store) -> None:
         await recorder.flush(store)
         assert len(recorder) == MAX_WAITING
         server.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(recorder):
                 await recorder.flush(store)
         assert recorder.written == MAX_WAITING
@@ -197,7 +198,7 @@ async def test_cancelling_ends_streams_and_waits_alike() -> None:
                 exchange.cancel()
                 exchange.cancel()
                 answer = await task
-                await asyncio.wait_for(engine.conversations[-1].gone.wait(), 5)
+                await asyncio.wait_for(engine.conversations[-1].gone.wait(), 60)
                 if stream:
                     assert answer.status_code == 200
                     assert b'"code":"request_cancelled"' in answer.content
@@ -290,7 +291,7 @@ async def test_a_row_says_where_it_stands() -> None:
         await until(lambda: exchange.glance(0).events == 1)
         on.set()
         await until(lambda: exchange.glance(0).events == 2)
-        row = exchange.glance(exchange.at + 9.0)
+        row = exchange.glance(time.monotonic() + 9.0)
         assert (row.phase, row.stalled) == ("streaming", "engine")
         assert row.ttft_seconds is not None
         assert row.sent_bytes > 0

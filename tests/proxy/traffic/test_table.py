@@ -61,11 +61,11 @@ def test_a_route_lives_as_long_as_its_engine_start() -> None:
 def test_evidence_ends_with_the_engine_start() -> None:
     ejections = Ejections()
     routes = RoutingTable(EngineKeys(None), ejections)
-    routes.update({MODEL: model(endpoint("r0", 1, engine_epoch="e1"))})
+    routes.update({MODEL: model(endpoint("r0", 1, engine_epoch="e1", sampled_at=100.0))})
     ejections.strike("r0", "e1", Evidence.REFUSED, 100.0)
     assert standings(routes, 100.5) == [Standing.OUT]
     assert standings(routes, 101.5) == [Standing.PROBE]
-    routes.update({MODEL: model(endpoint("r0", 1, engine_epoch="e2"))})
+    routes.update({MODEL: model(endpoint("r0", 1, engine_epoch="e2", sampled_at=100.0))})
     assert standings(routes, 100.5) == [Standing.SOUND]
     assert not ejections.held
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,8 +30,10 @@ from tests.support.data_plane import until
 from tests.support.records import a_placement, a_proxy_report, a_report, a_status
 from tests.support.store import StoreServer
 
-SOON = 10.0
+SOON = 60.0
 KEY = SigningKey.generate()
+LAST = 1_000
+T = TypeVar("T")
 
 
 class Reader:
@@ -229,15 +231,15 @@ async def test_it_ends_up_as_the_whole_snapshot_would_have_it(store_server: Stor
             await asyncio.gather(reader.watcher.synced(SOON), whole.synced(SOON))
             for at, (what, node, phases, number) in enumerate(steps):
                 await _do(store, store_server, what, node, phases, number, sequences, shape, float(at))
-            # The last word of both nodes, after which both readers must agree.
+            # The last word of both nodes, after which both readers must agree: by a sequence no life of theirs had before.
             for node, phases in shape.items():
-                sequences[node] += 1
+                sequences[node] = LAST
                 await persistently(lambda: publish(store, _report(node, sequences[node], phases, 5, 10_000.0)))  # noqa: B023
             await whole.wait_for(
                 lambda seen: all(n in seen.reports and seen.reports[n].sequence == sequences[n] for n in sequences),
                 SOON,
             )
-            revision = await store.revision()
+            revision = await persistently(store.revision)
             await until(lambda: reader.table.known and reader.table.revision == revision == whole.revision, SOON)
             nodes = reader.feeder.reports.nodes
             await until(lambda: all(n in nodes and nodes[n].sequence == sequences[n] for n in sequences), SOON)
@@ -252,7 +254,7 @@ async def test_it_ends_up_as_the_whole_snapshot_would_have_it(store_server: Stor
             }
 
 
-async def persistently(work: Callable[[], Awaitable[None]]) -> None:
+async def persistently(work: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await work()
