@@ -293,7 +293,13 @@ class Supervisor:
         if error is not None:
             log.error("reload_refused", error=error, hint="nothing was changed; correct it and reload again")
             return
+        # A signal that comes while nobody handles it waits for the one who will.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # One that came just before is on its way through this loop, which takes three turns; `exec` would lose it.
+        for _ in range(3):
+            await asyncio.sleep(0)
         if self._stopping.is_set():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return
         self._notify.reloading()
         children = {name: list(pids) for name, pids in self._old.items()}
@@ -303,8 +309,6 @@ class Supervisor:
         descriptors = {what: [one.fileno() for one in found] for what, found in self._listeners.items()}
         # Nobody feeds the watchdog while the program starts: it gets the whole of the time for that.
         self._notify.watchdog()
-        # A signal that comes while nobody handles it waits for the one who will.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             leave(
                 Legacy(descriptors, children, sorted(self._told)),

@@ -119,3 +119,24 @@ async def test_a_child_that_cannot_be_started_ends_nobody(monkeypatch: pytest.Mo
         await proxy._keep(supervisor.ChildSpec("data-0", "data", ()))
     assert tries == 3
     assert open_descriptors() == before
+
+
+async def test_told_to_end_just_before_it_takes_over_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal has reached the process, but not yet its loop: the program in its place would never hear of it."""
+    proxy = supervisor.Supervisor(ProxySettings(), None, control=False)
+    left: list[object] = []
+
+    async def judged() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(proxy, "_judge", judged)
+    monkeypatch.setattr(supervisor, "leave", lambda *words: left.append(words))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, proxy._stop)
+    try:
+        await proxy._reload()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.SIGNALS)
+    assert proxy._stopping.is_set()
+    assert not left
