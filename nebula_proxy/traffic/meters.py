@@ -55,7 +55,8 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
             if index == len(bounds):
                 return bounds[-1]
             low = bounds[index - 1] if index else 0.0
-            return low + (bounds[index] - low) * max(0.0, rank - passed) / count
+            # Rounding must not lift it out of its bucket.
+            return min(bounds[index], low + (bounds[index] - low) * max(0.0, rank - passed) / count)
         passed += count
     return bounds[-1]
 

@@ -4,13 +4,14 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nebula_proxy.traffic.meters import TTFT_BOUNDS, Histogram, Meters, ModelMeter, quantile
 from nebula_proxy.traffic.request_log import MAX_LINES, RequestLine, RequestLog
 
 
+@example([0.002] * 3 + [0.01] * 3, 0.5)
 @given(st.lists(st.floats(0.0001, 600), min_size=1, max_size=200), st.sampled_from([0.5, 0.95, 0.99]))
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], q: float) -> None:
     histogram = Histogram(TTFT_BOUNDS)
