@@ -1,8 +1,6 @@
 """Reload and restart: not one connection refused, not one stream cut, whatever goes on meanwhile."""
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import socket
@@ -66,18 +64,6 @@ class Streams:
             self.open -= 1
 
 
-def lines(proxy: ProxyProcess) -> list[dict[str, Any]]:
-    found = []
-    for line in proxy.log.read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def said(proxy: ProxyProcess, action: str) -> int:
-    return sum(line.get("action") == action for line in lines(proxy))
-
-
 async def slow(conversation: Conversation) -> None:
     await conversation.send(STREAM_HEAD + chunked(event("one"), end=False))
     await asyncio.sleep(0.15)
@@ -91,7 +77,7 @@ async def proxy(store: Store, store_url: str, tmp_path: Path) -> AsyncIterator[t
         engine.script = slow
         options = {"workers": 2, "data_dir": tmp_path, "drain_seconds": 20, "request_log": False}
         async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", **options) as running:
-            await until(lambda: said(running, "all_workers_ready"))
+            await until(lambda: running.said("all_workers_ready"))
             try:
                 yield running, Streams(running, token)
             finally:
@@ -121,14 +107,14 @@ async def test_a_reload_refuses_nobody_and_cuts_nothing(proxy: tuple[ProxyProces
             check=True,
         )
         assert f"asked {running.process.pid} to reload" in told.stdout
-        await until(lambda: said(running, "old_child_ended") == 2)
+        await until(lambda: running.said("old_child_ended") == 2)
         seen = len(streams.ends)
         await until(lambda: len(streams.ends) > seen + 4)
     assert set(streams.ends) == {"whole"}
     after = workers(running)
     assert len(after) == 2
     assert not before & after
-    assert said(running, "reloaded") == 1
+    assert running.said("reloaded") == 1
     running.terminate()
     assert await asyncio.wait_for(running.process.wait(), 60) == 0
     assert not (tmp_path / "proxy.pid").exists()
@@ -148,15 +134,15 @@ async def test_a_stream_outlives_two_reloads(store: Store, store_url: str, tmp_p
         token = await write_cluster(store, [engine.port])
         engine.script = script
         async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", workers=2) as running:
-            await until(lambda: said(running, "all_workers_ready"))
+            await until(lambda: running.said("all_workers_ready"))
             streams = Streams(running, token)
             task = asyncio.create_task(streams.one())
             await until(lambda: engine.conversations)
             for turn in (1, 2):
                 running.process.send_signal(signal.SIGHUP)
-                await until(lambda turn=turn: said(running, "reloaded") == turn)
+                await until(lambda turn=turn: running.said("reloaded") == turn)
             # The idle ones of both generations have gone; the one with the stream has not.
-            await until(lambda: said(running, "old_child_ended") == 3)
+            await until(lambda: running.said("old_child_ended") == 3)
             more.set()
             await task
             assert streams.ends == ["whole"]
@@ -168,9 +154,9 @@ async def test_a_stream_outlives_two_reloads(store: Store, store_url: str, tmp_p
 async def test_a_killed_worker_is_back_within_a_second_on_its_socket(proxy: tuple[ProxyProcess, Streams]) -> None:
     running, streams = proxy
     victim = min(workers(running))
-    started = said(running, "child_started")
+    started = running.said("child_started")
     os.kill(victim, signal.SIGKILL)
-    await until(lambda: said(running, "child_started") == started + 1)
+    await until(lambda: running.said("child_started") == started + 1)
     # Those who come meanwhile wait in the kernel.
     await asyncio.gather(*(streams.one() for _ in range(12)))
     assert set(streams.ends) == {"whole"}
@@ -181,19 +167,19 @@ async def test_wrong_settings_change_nothing(store_url: str, tmp_path: Path) -> 
     config = tmp_path / "proxy.toml"
     config.write_text("workers = 2\n")
     async with proxy_process(store_url, tmp_path, free_port(), "--role", "data", "--config", str(config)) as running:
-        await until(lambda: said(running, "all_workers_ready"))
+        await until(lambda: running.said("all_workers_ready"))
         before = workers(running)
         config.write_text("wrokers = 3\n")
         running.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(running, "reload_refused"))
-        (refusal,) = (line for line in lines(running) if line.get("action") == "reload_refused")
+        await until(lambda: running.said("reload_refused"))
+        (refusal,) = (line for line in running.lines() if line.get("action") == "reload_refused")
         assert "wrokers" in refusal["error"]
         assert "workers" in refusal["error"]  # the nearest name
         assert workers(running) == before
         # Corrected, it is taken: another worker, on the same port.
         config.write_text("workers = 3\n")
         running.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(running, "old_child_ended") == 2)
+        await until(lambda: running.said("old_child_ended") == 2)
         assert len(workers(running)) == 3
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{running.url}/healthz")).status_code == 200
@@ -214,8 +200,8 @@ async def test_draining_answers_those_who_are_connected_and_a_second_word_ends_i
     async with ScriptedEngine() as engine:
         token = await write_cluster(store, [engine.port])
         engine.script = endless
-        async with proxy_process(store_url, tmp_path, free_port(), lame_duck_seconds=30) as running:
-            await until(lambda: said(running, "data_worker_started"))
+        async with proxy_process(store_url, tmp_path, free_port(), lame_duck_seconds=300) as running:
+            await until(lambda: running.said("data_worker_started"))
             headers = {"authorization": f"Bearer {token}"}
             async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=60) as client:
                 await _until_serves(client)
@@ -223,7 +209,7 @@ async def test_draining_answers_those_who_are_connected_and_a_second_word_ends_i
                     pieces = response.aiter_bytes()
                     assert await anext(pieces) == event("one")
                     running.terminate()
-                    await until(lambda: said(running, "draining"))
+                    await until(lambda: running.said("draining"))
                     # A load balancer that asks is told, on a connection of its own and on the one it had.
                     for _ in range(2):
                         ready = await client.get("/readyz")

@@ -1,14 +1,16 @@
 """A real data worker process on a real store, with endpoints written as an agent would."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nebula_core.records.access import Role
 from nebula_core.records.deployment import Deployment, DeploymentSpec
@@ -70,11 +72,23 @@ class ProxyProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged; a line that is being written just now is left for the next look."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def said(self, action: str) -> int:
+        """How often it logged this."""
+        return sum(line.get("action") == action for line in self.lines())
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def proxy_process(
     store_url: str, directory: Path, port: int, *arguments: str, **settings: object
 ) -> AsyncIterator[ProxyProcess]:
