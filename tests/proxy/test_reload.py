@@ -107,7 +107,7 @@ async def test_a_reload_refuses_nobody_and_cuts_nothing(proxy: tuple[ProxyProces
             check=True,
         )
         assert f"asked {running.process.pid} to reload" in told.stdout
-        await until(lambda: running.said("old_child_ended") == 2)
+        await until(lambda: running.said("old_child_ended") == 2, 120)
         seen = len(streams.ends)
         await until(lambda: len(streams.ends) > seen + 4)
     assert set(streams.ends) == {"whole"}
@@ -140,9 +140,9 @@ async def test_a_stream_outlives_two_reloads(store: Store, store_url: str, tmp_p
             await until(lambda: engine.conversations)
             for turn in (1, 2):
                 running.process.send_signal(signal.SIGHUP)
-                await until(lambda turn=turn: running.said("reloaded") == turn)
+                await until(lambda turn=turn: running.said("reloaded") == turn, 120)
             # The idle ones of both generations have gone; the one with the stream has not.
-            await until(lambda: running.said("old_child_ended") == 3)
+            await until(lambda: running.said("old_child_ended") == 3, 120)
             more.set()
             await task
             assert streams.ends == ["whole"]
@@ -179,7 +179,7 @@ async def test_wrong_settings_change_nothing(store_url: str, tmp_path: Path) -> 
         # Corrected, it is taken: another worker, on the same port.
         config.write_text("workers = 3\n")
         running.process.send_signal(signal.SIGHUP)
-        await until(lambda: running.said("old_child_ended") == 2)
+        await until(lambda: running.said("old_child_ended") == 2, 120)
         assert len(workers(running)) == 3
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{running.url}/healthz")).status_code == 200
