@@ -23,9 +23,12 @@ from nebula_proxy.traffic.plane import Limits, Plane, Routing
 from nebula_proxy.traffic.recorder import Recorder
 from nebula_proxy.traffic.request_log import RequestLog
 from nebula_proxy.traffic.waiting_room import RoomLimits
+from tests.support.plain_http import NO_TLS
 from tests.support.scripted_engine import ScriptedEngine
 
 MODEL = "m"
+#: The figures of an endpoint stay fresh for as long as a test may take: an agent would send new ones each second.
+AHEAD_SECONDS = 60.0
 
 
 def endpoint(replica: str, port: int, **changes: Any) -> Endpoint:
@@ -43,7 +46,7 @@ def endpoint(replica: str, port: int, **changes: Any) -> Endpoint:
         "resume": False,
         "strategy": None,
         "sample": EngineSample(requests_running=0, requests_waiting=0, kv_cache_usage=0.0),
-        "sampled_at": time.monotonic(),
+        "sampled_at": time.monotonic() + AHEAD_SECONDS,
     }
     return Endpoint(**(fields | changes))
 
@@ -93,7 +96,7 @@ class RunningPlane:
 
     def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {token or self.token}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, **options)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, verify=NO_TLS, **options)
 
     def request(
         self,
@@ -148,10 +151,13 @@ async def running_plane(
     routing: Routing | None = None,
     allowed_origins: Sequence[str] = (),
 ) -> AsyncIterator[RunningPlane]:
-    """Serves until the block ends; then everything in flight must be gone."""
+    """Serves until the block ends; then everything in flight must be gone.
+
+    An engine in this very loop is connected to when the machine gets round to it: that takes no evidence against it.
+    """
     plane = Plane(
         proxy="test",
-        limits=limits,
+        limits=(limits or Limits())._replace(connect_seconds=30.0),
         require_auth=require_auth,
         log=log,
         recorder=recorder,

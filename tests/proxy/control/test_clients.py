@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from nebula_core.records.access import Role
-from nebula_core.records.views import LogLine, WatchSnapshot
+from nebula_core.records.views import LogLine, WatchDelta, WatchSnapshot
 from nebula_tui.adapters.control import Alive, Connected, ControlClient, NotAllowed, NotFound
 from tests.support.control import RunningControl
 
@@ -37,13 +37,17 @@ async def test_the_terminal_watches_and_tails(control: RunningControl) -> None:
     await control.ready()
     client = ControlClient(control.url, control.tokens[Role.VIEWER])
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             watch = client.watch()
             assert isinstance(await anext(watch), Connected)
             assert isinstance(await anext(watch), WatchSnapshot)
-            while isinstance(message := await anext(watch), Alive):
-                pass
-            assert message is not None
+            await control.deploy("other", 0)
+            told: set[str] = set()
+            while "other" not in told:
+                message = await anext(watch)
+                assert isinstance(message, WatchDelta | Alive)
+                if isinstance(message, WatchDelta):
+                    told |= {one.name for one in message.deployments}
             await watch.aclose()  # type: ignore[attr-defined]
             await control.store.append_logs("chat-r1", [LogLine(at=1.0, source="chat-r1", text="hello")])
             lines = client.logs("chat-r1", tail=5)

@@ -48,7 +48,7 @@ async def raw(
     head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     reader, writer = await asyncio.open_connection("127.0.0.1", control.port)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             writer.write(head.encode("latin-1") + b"\r\n" + body)
             answer = await reader.readuntil(b"\r\n\r\n")
             return int(answer.split(b" ", 2)[1]), answer + await reader.read(2000)

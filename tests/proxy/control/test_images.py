@@ -27,12 +27,10 @@ USED = NodeImage(id="sha256:" + "3" * 64, tags=("a:1",), size_bytes=5, in_use=Tr
 async def stocked(control: RunningControl) -> RunningControl:
     """n1 runs containers, n2 does not."""
     await control.report()
-    view = control.process.watcher.snapshot
-    report = view.reports["n1"].report.model_copy(
-        update={"images": (IMAGE, USED), "pulls": (ImagePull(image="b:1", progress=0.4, message="b:1: 40 %"),)}
-    )
-    await control.store.publish_report(report.model_copy(update={"sequence": report.sequence + 1}))
-    await control.process.watcher.wait_for(lambda seen: seen.reports["n1"].report.images is not None, timeout=5)
+    [report] = [report for report in control.model.node_reports() if report.node == "n1"]
+    pulls = (ImagePull(image="b:1", progress=0.4, message="b:1: 40 %"),)
+    await control.store.publish_report(report.model_copy(update={"images": (IMAGE, USED), "pulls": pulls}))
+    await control.process.watcher.wait_for(lambda seen: seen.reports["n1"].report.images is not None, timeout=30)
     return control
 
 

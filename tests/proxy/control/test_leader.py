@@ -1,16 +1,21 @@
 """The lease as one candidate holds it: what it believes never outlasts what the store granted."""
 
-import asyncio
-
 import pytest
 
 from nebula_core.errors import StoreUnavailable
 from nebula_core.records.snapshot import ClusterSnapshot
+from nebula_core.store import keys
 from nebula_core.store.connection import connect
 from nebula_core.store.store import Store
 from nebula_proxy.control.leader import Lease, LeaseSettings, highest_obeyed_epoch
 from tests.support.clock import FakeClock
 from tests.support.records import a_report
+from tests.support.store import StoreServer
+
+
+def end_of_lease(server: StoreServer) -> None:
+    """Its time is over by the store's own clock."""
+    assert server.command("PEXPIRE", keys.LEASE, "0") == b":1\r\n"
 
 
 async def test_the_first_leader_may_write_at_once(store: Store) -> None:
@@ -57,33 +62,34 @@ async def test_a_leader_whose_time_was_over_comes_back_with_a_new_epoch(store: S
     assert await lease.hold() == 2
 
 
-async def test_after_anothers_death_nothing_is_written_for_the_lock_delay(store: Store) -> None:
+async def test_after_anothers_death_nothing_is_written_for_the_lock_delay(
+    store: Store, store_server: StoreServer
+) -> None:
     clock = FakeClock()
-    dead = Lease(store, FakeClock(), "dead", LeaseSettings(ttl_seconds=0.2))
+    dead = Lease(store, FakeClock(), "dead")
     heir = Lease(store, clock, "heir", LeaseSettings(lock_delay_seconds=4.0))
     await dead.hold()
     assert await heir.hold() is None
-    async with asyncio.timeout(5):
-        while await heir.hold() is None:
-            await clock.advance(1.0)
-            await asyncio.sleep(0.01)
+    end_of_lease(store_server)
+    await clock.advance(1.0)
+    assert await heir.hold() == 2
     assert heir.leader == ("heir", 2)
     assert not heir.may_write()
     await clock.advance(4.0)
     assert heir.may_write()
 
 
-async def test_a_leader_that_was_replaced_unnoticed_finds_out_when_it_renews(store: Store) -> None:
+async def test_a_leader_that_was_replaced_unnoticed_finds_out_when_it_renews(
+    store: Store, store_server: StoreServer
+) -> None:
     frozen_clock = FakeClock()
-    frozen = Lease(store, frozen_clock, "frozen", LeaseSettings(ttl_seconds=0.1, margin_seconds=0.0))
+    frozen = Lease(store, frozen_clock, "frozen")
     await frozen.hold()
-    other = Lease(store, FakeClock(), "other", LeaseSettings(renew_seconds=0.0))
-    async with asyncio.timeout(5):
-        while await other.hold() is None:
-            await asyncio.sleep(0.01)
+    other = Lease(store, FakeClock(), "other")
+    end_of_lease(store_server)
+    assert await other.hold() == 2
     assert frozen.may_write(), "its clock stood still: it cannot know"
-    await frozen_clock.advance(0.05)
-    frozen._renew_at = 0.0
+    await frozen_clock.advance(frozen.settings.renew_seconds)
     assert await frozen.hold() is None
     assert frozen.leader == ("other", 2)
 
@@ -91,10 +97,11 @@ async def test_a_leader_that_was_replaced_unnoticed_finds_out_when_it_renews(sto
 async def test_a_lost_answer_does_not_end_a_lease_that_still_runs(own_store) -> None:
     server = own_store()
     clock = FakeClock()
-    async with await connect(server.settings(lease_timeout_seconds=0.2)) as store:
+    async with await connect(server.settings(lease_timeout_seconds=30)) as store:
         lease = Lease(store, clock, "a")
         assert await lease.hold() == 1
         server.freeze()
+        store._lease.timeout_seconds = 0.2
         await clock.advance(3.0)
         assert await lease.hold() == 1
         await clock.advance(6.5)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,13 +43,13 @@ def test_it_serves_and_ends_in_order(tmp_path: Path, store_url: str) -> None:
     port = free_port()
     process = start(tmp_path, store_url, port)
     try:
-        wait_until(lambda: ready(port) or process.poll() is not None, "it is ready", 20)
+        wait_until(lambda: ready(port) or process.poll() is not None, "it is ready", 90)
         assert process.poll() is None, (tmp_path / "log").read_text()
         process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        assert process.wait(10) == 0
-        assert time.monotonic() - began < 5
-        assert "control_stopped" in (tmp_path / "log").read_text()
+        assert process.wait(30) == 0
+        log = (tmp_path / "log").read_text()
+        assert "control_stopped" in log
+        assert "drain_ended_early" not in log, "nothing was open"
     finally:
         process.kill()
         process.wait()
@@ -59,7 +58,7 @@ def test_it_serves_and_ends_in_order(tmp_path: Path, store_url: str) -> None:
 def test_a_store_that_must_not_be_used_names_the_line(tmp_path: Path, own_store: Callable[..., StoreServer]) -> None:
     server = own_store(extra=["--maxmemory-policy allkeys-lru"])
     process = start(tmp_path, server.url, free_port())
-    assert process.wait(20) == 1
+    assert process.wait(90) == 1
     assert "maxmemory-policy noeviction" in (tmp_path / "log").read_text()
 
 
@@ -75,5 +74,5 @@ def test_a_taken_port_names_its_holder(tmp_path: Path, store_url: str) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start(tmp_path, store_url, taken.getsockname()[1])
-        assert process.wait(20) == 1
+        assert process.wait(90) == 1
         assert f"pid {os.getpid()}" in (tmp_path / "log").read_text()

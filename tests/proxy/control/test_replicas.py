@@ -104,5 +104,5 @@ async def test_the_stream_ends_with_the_replica(control: RunningControl) -> None
     async with control.client(Role.OPERATOR) as api, following(api, "/replicas/chat-r1/logs", follow=1) as lines:
         await api.delete("/deployments/chat")
         await control.until(lambda look: not look.replicas, "it is gone")
-        name, _ = await lines.until(lambda name, _: name == "end", 10)
+        name, _ = await lines.until(lambda name, _: name == "end")
         assert name == "end"

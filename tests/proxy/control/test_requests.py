@@ -9,14 +9,16 @@ import pytest
 from nebula_core.records.access import Role
 from nebula_core.records.decision import DecisionRecord
 from nebula_proxy.control import live
+from tests.support.agent import eventually
 from tests.support.control import RunningControl
 from tests.support.scripted_engine import talk
 from tests.support.worker import only_workers, worker
 
 
 @pytest.fixture(autouse=True)
-def workers_alone(control: RunningControl) -> None:
+def workers_alone(control: RunningControl, monkeypatch: pytest.MonkeyPatch) -> None:
     only_workers(control)
+    monkeypatch.setattr(live, "REMEMBERED_SECONDS", 0.0)
 
 
 async def page(api: httpx.AsyncClient, **params: Any) -> dict[str, Any]:
@@ -43,7 +45,6 @@ async def test_what_is_open_is_shown_at_once_and_only_while_somebody_looks(contr
 
         await one.running.plane.aclose()
         await task
-        await asyncio.sleep(live.REMEMBERED_SECONDS)
         await until_recorded(api, "mine")
         found = await page(api, state="ended")
         [row] = found["items"]
@@ -51,13 +52,14 @@ async def test_what_is_open_is_shown_at_once_and_only_while_somebody_looks(contr
 
 
 async def until_recorded(api: httpx.AsyncClient, name: str) -> dict[str, Any]:
-    for _ in range(500):
+    async def look() -> dict[str, Any] | None:
         answer = await api.get(f"/requests/{name}")
-        if answer.status_code == 200 and answer.json()["outcome"] != "open":
-            found: dict[str, Any] = answer.json()
-            return found
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{name} was not recorded: {answer.text}")
+        found: dict[str, Any] = answer.json()
+        return found if answer.status_code == 200 and found["outcome"] != "open" else None
+
+    found = await eventually(look, f"{name} is recorded", 30)
+    assert found is not None
+    return found
 
 
 async def test_why_of_an_open_and_of_an_ended_request(control: RunningControl) -> None:
@@ -103,7 +105,7 @@ async def test_cancel_reaches_the_one_that_has_it(control: RunningControl) -> No
         answer = await task
         assert b'"code":"request_cancelled"' in answer.content
         assert b"[DONE]" not in answer.content
-        await asyncio.wait_for(one.engine.conversations[-1].gone.wait(), 5)
+        await asyncio.wait_for(one.engine.conversations[-1].gone.wait(), 30)
         assert (await api.post("/requests/mine/cancel", headers=key)).json() == done.json()
         again = await api.post("/requests/mine/cancel")
         assert again.status_code == 200, again.text
@@ -136,14 +138,17 @@ async def test_a_proxy_that_says_nothing_is_named_and_not_waited_for(
     control: RunningControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with worker(control) as one, control.client(Role.OPERATOR) as api:
-        monkeypatch.setattr(control.desk.live, "proxies", lambda: ["frozen", "w1"])
-        monkeypatch.setattr(live, "PATIENCE_SECONDS", 0.2)
         task = one.ask(**{"x-request-id": "mine"})
         await one.streaming()
-        found = await page(api)
-        assert found["silent"] == ["frozen"]
-        assert [row["id"] for row in found["items"]] == ["mine"]
-        assert (await api.get("/requests/nope")).status_code == 404
+        assert (await page(api))["silent"] == []
+        monkeypatch.setattr(control.desk.live, "proxies", lambda: ["frozen", "w1"])
+        with monkeypatch.context() as patience:
+            patience.setattr(live, "PATIENCE_SECONDS", 0.2)
+            found = await page(api)
+            assert found["silent"] == ["frozen"]
+            assert [row["id"] for row in found["items"]] == ["mine"]
+            assert (await api.get("/requests/nope")).status_code == 404
+        # Who has it answers, and nobody waits for the other.
         assert (await api.post("/requests/mine/cancel")).status_code == 200
         await task
 
