@@ -118,7 +118,7 @@ global
     maxconn 512
 defaults
     mode http
-    timeout connect 2s
+    timeout connect 30s
     timeout client 10s
     timeout server 8s
     timeout http-keep-alive 60s
@@ -153,7 +153,7 @@ async def relay(program: str, behind: int, folder: Path) -> AsyncIterator[int]:
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     log.close()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 assert process.returncode is None, (folder / f"{program}.log").read_text()
                 with contextlib.suppress(OSError):
@@ -166,7 +166,7 @@ async def relay(program: str, behind: int, folder: Path) -> AsyncIterator[int]:
         if process.returncode is None:
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), 5)
+            await asyncio.wait_for(process.wait(), 30)
         except TimeoutError:
             process.kill()
             await process.wait()

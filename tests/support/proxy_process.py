@@ -94,6 +94,8 @@ async def proxy_process(
 ) -> AsyncIterator[ProxyProcess]:
     """`nebula-proxy run --role data` (or what `arguments` say)."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("NEBULA_")}
+    # A worker whose loop comes late turns requests away, and on a machine full of tests all loops do.
+    env["NEBULA_PROXY_GUARDS__LOOP_LAG_SECONDS"] = "60"
     env |= {f"NEBULA_PROXY_{name.upper()}": str(value) for name, value in settings.items()}
     env |= {"NEBULA_PROXY_STORE__URL": store_url, "NEBULA_PROXY_PORT": str(port)}
     log = directory / "proxy.log"

@@ -114,11 +114,15 @@ class ScriptedEngine:
         self.connections = 0
         self.port = 0
         self._server: asyncio.Server | None = None
+        #: Bound and not listening: it refuses.
+        self._held: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        held, self._held = self._held, None
+        where: dict[str, Any] = {"host": "127.0.0.1", "port": 0} if held is None else {"sock": held}
+        self._server = await asyncio.start_server(self._serve, **where)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -126,12 +130,18 @@ class ScriptedEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.die()
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     async def stop_listening(self) -> None:
-        """New connections are refused; those there are stay."""
+        """New connections are refused; those there are stay. Nobody else gets the port meanwhile."""
         if self._server is not None:
             self._server.close()
             self._server = None
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.bind(("127.0.0.1", self.port))
 
     async def die(self) -> None:
         """As by SIGKILL: the port refuses, every connection is closed by the kernel."""

@@ -70,7 +70,7 @@ async def one(running: RunningPlane, dice: random.Random) -> str:
         if dice.random() < 0.2:
             await asyncio.sleep(dice.random() * 0.02)
             return "left"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             raw = await reader.read(-1)
     finally:
         writer.close()
@@ -112,7 +112,11 @@ async def test_every_request_ends_and_nothing_is_left(hot: bool, seed: int) -> N
             attempts = sum(len(engine.conversations) for engine in engines)
             assert attempts <= finished + plane.budget.reserve + 0.1 * finished + ends.count("left")
             await until(lambda: plane.client.open_connections == plane.client.idle_connections)
-            running_tasks = [
-                task for task in asyncio.all_tasks() if task.get_name().startswith(("connect", "client watch"))
-            ]
-            assert running_tasks == []
+            # Who was given up while it connected takes its leave in the next turn.
+            await until(
+                lambda: (
+                    not [
+                        task for task in asyncio.all_tasks() if task.get_name().startswith(("connect", "client watch"))
+                    ]
+                )
+            )

@@ -19,6 +19,7 @@ from tests.support.token_engine import TokenEngine
 async def streams(running: RunningPlane, count: int, events: int) -> list["asyncio.Task[bytes]"]:
     """So many on the first replica, each so far."""
     tasks = [asyncio.create_task(ask(running, CHAT)) for _ in range(count)]
+    await until(lambda: sum(len(engine.conversations) for engine in running.engines) >= count)
     await until(lambda: _open_on_first(running, events) >= 1 and len(running.plane.ledger) > 0)
     return tasks
 
@@ -29,8 +30,16 @@ def _open_on_first(running: RunningPlane, events: int) -> int:
     return sum(flow is not None and flow.events >= events for flow in flows)
 
 
+def last_word(running: RunningPlane) -> float:
+    """When the first engine last said something to those who wait there; before that, when it was asked."""
+    now = time.monotonic()
+    on_first = (each for each in running.plane.ledger if each.route is not None and each.route.replica == "m-r0")
+    return now - min((flow.silent for each in on_first if (flow := each.flow(now)) is not None), default=0.0)
+
+
 def sweep_in(running: RunningPlane, seconds: float) -> None:
-    running.plane.watch.look(list(running.plane.ledger), time.monotonic() + seconds)
+    """The look so many seconds after its last word, however long the test has taken since."""
+    running.plane.watch.look(list(running.plane.ledger), last_word(running) + seconds)
 
 
 def out(running: RunningPlane) -> dict[str, str]:
@@ -106,13 +115,13 @@ async def test_one_that_could_go_nowhere_else_is_given_more_time(hot: bool) -> N
 )
 async def test_the_engines_own_figures_are_heard(sample: EngineSample, hangs: bool | None) -> None:
     first = TokenEngine(ANSWER, cut=6, way="hang")
-    # Sampled in the time to which the sweep looks ahead.
-    async with pair(first, TokenEngine(ANSWER), sample=sample, sampled_at=time.monotonic() + 7.0) as running:
+    # Sampled later than the first sweep to which it looks ahead.
+    async with pair(first, TokenEngine(ANSWER), sample=sample, sampled_at=time.monotonic() + 60.0) as running:
         (task,) = await streams(running, 1, events=6)
         sweep_in(running, 7.0)
         assert bool(out(running)) is bool(hangs)
         if not hangs:
-            sweep_in(running, 16.0)  # the sample is old by then
+            sweep_in(running, 120.0)  # the sample is old by then
         assert out(running) == {"m-r0": "hang"}
         assert text_of(await task) == TEXT
 
@@ -126,7 +135,7 @@ async def test_one_slow_stream_among_flowing_ones_is_no_hang() -> None:
         slow = [each for each in running.plane.ledger if each.route is not None and each.route.replica == "m-r0"]
         route = slow[0].route
         assert route is not None
-        route.heard_at = time.monotonic() + 55.0
+        route.heard_at = last_word(running) + 55.0
         sweep_in(running, 59.0)
         assert out(running) == {}
         sweep_in(running, 66.0)
@@ -136,16 +145,16 @@ async def test_one_slow_stream_among_flowing_ones_is_no_hang() -> None:
 
 
 def heard(running: RunningPlane, rate: float | None, seconds: float) -> None:
-    """The agent says, so many seconds from now, how fast the first engine's counters go."""
+    """The agent says, so many seconds after the engine's last word, how fast the first engine's counters go."""
     told = ReplicaDelta(id="m-r0", phase="ready", generation_rate=rate, prompt_rate=None if rate is None else 0.0)
-    running.plane.table.heard({"n1": (told,)}, time.monotonic() + seconds)
+    running.plane.table.heard({"n1": (told,)}, last_word(running) + seconds)
 
 
 async def test_the_figures_of_each_second_count() -> None:
     """A worker takes them from compact records; what a full report once said of the engine's pace is no word of now."""
     first = TokenEngine(ANSWER, cut=6, way="hang")
     busy = EngineSample(generation_tokens_per_second=80.0, prompt_tokens_per_second=5.0)
-    async with pair(first, TokenEngine(ANSWER), sample=busy) as running:
+    async with pair(first, TokenEngine(ANSWER), sample=busy, sampled_at=time.monotonic()) as running:
         (task,) = await streams(running, 1, events=6)
         heard(running, 60.0, 7.0)  # it makes tokens, which are not shown (a hidden reasoning)
         sweep_in(running, 8.5)

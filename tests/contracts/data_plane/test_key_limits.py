@@ -145,12 +145,16 @@ async def test_two_worker_processes_keep_one_limit(engine: ScriptedEngine, store
     headers = {"authorization": f"Bearer {token}", "connection": "close"}
     async with (
         proxy_process(store.settings.url, tmp_path, port, workers=2) as proxy,
-        httpx.AsyncClient(base_url=proxy.url, headers=headers, timeout=10) as client,
+        httpx.AsyncClient(base_url=proxy.url, headers=headers, timeout=60) as client,
     ):
         await _ready(client)
+        await until(lambda: "all_workers_ready" in proxy.log.read_text(), 90)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        found: list[Any] = await asyncio.gather(*(client.post(PATH, json=CHAT) for _ in range(100)))
+        found: list[Any] = []
+        # Not all at once: a worker that does not hear the store for half a second goes on by itself, and rightly.
+        for _ in range(10):
+            found += await asyncio.gather(*(client.post(PATH, json=CHAT) for _ in range(10)))
         took = loop.time() - began
         statuses = [response.status_code for response in found]
         assert set(statuses) == {200, 429}
@@ -160,7 +164,7 @@ async def test_two_worker_processes_keep_one_limit(engine: ScriptedEngine, store
 
 
 async def _ready(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while True:
             try:
                 if (await client.get("/readyz")).status_code == 200:

@@ -19,7 +19,7 @@ async def one_after_another(running: RunningPlane, requests: list[list[bytes]]) 
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     found = []
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for pieces in requests:
                 for piece in pieces:
                     writer.write(piece)
@@ -112,7 +112,7 @@ async def test_what_comes_behind_a_known_head_and_its_body_is_answered_in_its_tu
         await writer.drain()
         await asyncio.sleep(0)
         writer.write(second[-5:] + third + last)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             rest = await reader.read(-1)
         writer.close()
         assert rest.count(b"HTTP/1.1 200 OK") == 3
@@ -127,7 +127,7 @@ async def test_a_known_call_is_not_taken_for_another_that_came_before_it() -> No
         hot = running.request(b'{"model":"m","messages":[]}')
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         writer.write(cold + hot + cold + hot)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for _ in range(4):
                 await reader.readuntil(b"\r\n\r\n")
             writer.write(cold.replace(b"host:", b"connection: close\r\nhost:"))

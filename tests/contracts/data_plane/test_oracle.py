@@ -62,7 +62,7 @@ def request(dice: random.Random, token: str, *, last: bool = False) -> bytes:
 async def answers(running: RunningPlane, pieces: list[bytes], last: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             try:
                 for piece in pieces:
                     writer.write(piece)

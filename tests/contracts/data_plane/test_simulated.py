@@ -113,7 +113,7 @@ async def test_a_client_that_leaves_frees_the_engine(hot: bool, tmp_path: Path) 
             async with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 await anext(response.aiter_bytes())
                 assert await requests_running() == 1
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 while await requests_running():
                     await asyncio.sleep(0.02)
             await until(lambda: len(running.plane.ledger) == 0)
@@ -121,23 +121,34 @@ async def test_a_client_that_leaves_frees_the_engine(hot: bool, tmp_path: Path) 
 
 async def test_streams_of_a_killed_engine_go_on_from_another(hot: bool, tmp_path: Path) -> None:
     """Every one becomes the text that an uncut run gives, with its usage."""
-    arguments = ("--served-model-name", MODEL, "--preset", "tiny")
+    arguments = ("--served-model-name", MODEL, "--preset")
     bodies = [
         BODY
         | {"messages": [{"role": "user", "content": f"Tell me of sea {n}."}], "max_tokens": 250, "ignore_eos": True}
         | {"stream": True, "stream_options": {"include_usage": True}}
         for n in range(8)
     ]
-    with SimulatedEngine(tmp_path, *arguments) as one, SimulatedEngine(tmp_path, *arguments) as two:
+    # The one that dies is so slow that it has not come to the end by then, whatever the machine does meanwhile.
+    with (
+        SimulatedEngine(tmp_path, *arguments, "h100-70b") as one,
+        SimulatedEngine(tmp_path, *arguments, "tiny") as two,
+    ):
         one.wait_ready()
         two.wait_ready()
         async with httpx.AsyncClient(base_url=two.url, timeout=30) as direct:
             expected = [(await direct.post("/v1/chat/completions", json=body)).content for body in bodies[:2]]
         routes = [endpoint(f"m-r{n}", port_of(each), resume=True) for n, each in enumerate((one, two))]
         async with running_plane(model(*routes), hot_path=hot) as running, running.client() as client:
+
+            def begun(replica: str) -> int:
+                on_it = [
+                    each for each in running.plane.ledger if each.route is not None and each.route.replica == replica
+                ]
+                return sum(flow is not None and flow.events > 0 for flow in (each.flow(0.0) for each in on_it))
+
             asked = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for body in bodies]
             meter = running.plane.meters.of(MODEL)
-            await until(lambda: sum(meter.itl.counts) > 200)
+            await until(lambda: sum(meter.itl.counts) > 200 and begun("m-r0") >= 2)
             one.kill()
             answers = [await each for each in asked]
             assert meter.retries["resumed"] >= 2
