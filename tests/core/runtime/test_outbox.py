@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nebula_core.runtime.outbox import MOST, Outbox
+from nebula_core.runtime.outbox import LARGE, MOST, Outbox
 
 
 class Wire(asyncio.WriteTransport):
@@ -53,6 +53,17 @@ async def test_nothing_is_written_before_the_turn_ends() -> None:
     outbox.write(wire, b"2")
     await asyncio.sleep(0)
     assert wire.written == [("a", b"1"), ("a", b"2")]
+
+
+async def test_a_large_piece_does_not_wait_and_keeps_its_place() -> None:
+    outbox, wire = Outbox(), Wire()
+    outbox.write(wire, b"1")
+    large = bytes(LARGE)
+    outbox.write(wire, large)
+    assert wire.written == [("a", b"1"), ("a", large)]
+    outbox.write(wire, b"2")
+    await asyncio.sleep(0)
+    assert wire.written == [("a", b"1"), ("a", large), ("a", b"2")]
 
 
 async def test_flush_writes_at_once_and_only_once() -> None:
