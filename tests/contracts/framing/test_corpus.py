@@ -240,7 +240,7 @@ async def converse_through(port: int, data: bytes) -> bytes:
         writer.write(data)
         await writer.drain()
         writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while piece := await reader.read(65536):
                 raw += piece
     except OSError:
