@@ -5,10 +5,10 @@
 
 As measured on vLLM (engines, 2.8): nobody asks to be killed with the parent, titles are written over environments (so no marker
 can be read there), SIGTERM is for the parent alone, and Worker and EngineCore map `psm_*` and `sem.mp-*` files that nobody
-removes after a SIGKILL. A Worker holds "device memory": a file of the GPU ledger, open as long as it lives.
+removes after a SIGKILL. A Worker holds "device memory": a file of the GPU ledger, open as long as it lives. Who maps shared
+memory has written there which.
 """
 
-import os
 import stat
 import sys
 from pathlib import Path
@@ -24,6 +24,8 @@ if name == "Worker":
     file.truncate(65536)
     kept = mmap.mmap(file.fileno(), 65536)
 held = open(f"{ledger}/{os.getpid()}", "w")
+if name == "Worker":
+    print(path, file=held, flush=True)
 print(name, "up", flush=True)
 os.close(1)
 while True:
@@ -43,6 +45,7 @@ if "--trouble" in rest:
     trouble = rest[at + 1]
     del rest[at : at + 2]
 rest = [word for word in rest if word not in ("--enforce-eager",)]
+ledger = {ledger!r}
 key = os.environ.get("VLLM_API_KEY")
 if key:
     path = os.environ["TMPDIR"] + "/key"
@@ -53,14 +56,23 @@ if key:
 open(os.environ["TMPDIR"] + "/11111111-2222-3333-4444-555555555555", "w").close()
 for name in ("resource_tracker", "Worker"):
     child = subprocess.Popen(
-        [sys.executable, "-c", {member!r}, name, {ledger!r}], env={{}}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", {member!r}, name, ledger], env={{}}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
     child.stdout.readline()
     child.returncode = 0
 if trouble == "oom":
     print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", flush=True)
     sys.exit(1)
+from nebula_agent.simulator import core
 from nebula_agent.simulator.process import main
+leak = core.leak_shared_memory
+def told():
+    # In EngineCore: what it maps stands in the ledger too.
+    kept = leak()
+    with open("/proc/self/maps") as maps, open(f"{ledger}/{{os.getpid()}}", "w") as file:
+        file.writelines(line.split()[-1] + "\\n" for line in maps if "/dev/shm/" in line)
+    return kept
+core.leak_shared_memory = told
 sys.exit(main(["--preset", "tiny", "--death-exit-seconds", "1.0", "--fault", "shm-leak", *rest]))
 """
 
@@ -89,7 +101,7 @@ class VllmShaped:
                 found[int(entry.name)] = state
         return found
 
-
-def shared_memory() -> set[str]:
-    """The files in /dev/shm of the kinds that engines leave."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "sem.mp-"))}  # noqa: PTH208
+    def shared_memory(self) -> set[str]:
+        """Files in /dev/shm that members made and that are still there. Others' are none of this: tests run beside each other."""
+        named = {line for entry in self.ledger.iterdir() for line in entry.read_text().splitlines()}
+        return {path for path in named if Path(path).exists()}

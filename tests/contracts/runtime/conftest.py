@@ -1,5 +1,6 @@
 """Every runtime that starts something, on the real thing and on the fake that stands for it."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.agent.engines.test_commands import launch
 from tests.support.docker import DockerDaemon, make_small_image, short_directory, why_no_docker
 from tests.support.fake_docker import FakeDocker
 from tests.support.ports import free_ports
+
+#: Of this test process alone: whoever has the same ends the other's processes as its own.
+AGENT = secrets.token_hex(4)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ class Bench:
 
 
 def docker_runtime(engine: ContainerEngine, directory: Path) -> DockerRuntime:
-    place = DockerPlace("a1", "n1", "boot", directory / "containers", (1, 65535))
+    place = DockerPlace(AGENT, "n1", "boot", directory / "containers", (1, 65535))
     return DockerRuntime(engine, place, ContainerSettings(), LocalPolicy(), SystemClock())
 
 
@@ -71,7 +75,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "process":
 
         def processes() -> ProcessRuntime:
-            return ProcessRuntime(agent_id="a1", boot_id="boot", directory=tmp_path, clock=SystemClock())
+            return ProcessRuntime(agent_id=AGENT, boot_id="boot", directory=tmp_path, clock=SystemClock())
 
         yield Bench(processes(), processes, tmp_path, None)
         return
@@ -93,7 +97,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
     yield Bench(await another(), another, tmp_path, image)
     for runtime in opened:
-        for container in await engine.containers("nebula.agent=a1"):
+        for container in await engine.containers(f"nebula.agent={AGENT}"):
             await engine.remove(container.id)
         await runtime.close()
     if isinstance(engine, FakeDocker):

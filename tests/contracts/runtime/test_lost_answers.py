@@ -44,7 +44,7 @@ async def test_a_creation_whose_answer_was_lost_is_found_by_its_name(bench, fake
 async def test_a_creation_that_never_came_fails_and_leaves_nothing(bench, fake):
     fake.away = True
     with pytest.raises(DockerUnavailable):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await bench.start(FOR_EVER)
     assert fake.boxes == {}
 
@@ -186,7 +186,7 @@ async def test_an_agent_that_starts_while_docker_hangs_does_not_wait_for_each_re
     started = await bench.start(FOR_EVER)
     other = bench.again()
     fake.answering.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await other.open()
         for _ in range(20):
             await other.know(started, "chat-r1")
