@@ -6,7 +6,8 @@ from benchmarks.agent_restarts import arguments, measure
 from tests.support.docker import why_no_docker
 
 
-@pytest.mark.timeout(120)
+# Minutes of it are for others who may have Docker when this one wants it.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("containers", [False, True], ids=["processes", "containers"])
 async def test_every_engine_is_adopted_as_it_was_and_no_stream_fails(tmp_path, containers):
     if containers and (reason := why_no_docker()) is not None:

@@ -15,7 +15,7 @@ from tests.support.engine_process import VLLM_MODEL, missing_vllm, put_computing
 from tests.support.ports import free_ports
 from tests.support.up import cluster, eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(180, func_only=True)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_container_started_by_hand_is_taken_in_and_routed_to_by_a_cluster_that
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(420, func_only=True)
 @pytest.mark.skipif(missing_vllm() is not None, reason=str(missing_vllm()))
 def test_a_real_vllm_in_a_container_started_by_hand_is_taken_in(tmp_path, docker):
     by_hand, port = ByHand(docker), free_ports(1)

@@ -24,7 +24,7 @@ from tests.support.ports import free_ports
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], Awaitable[T] | T], what: str, seconds: float = 15.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T] | T], what: str, seconds: float = 45.0) -> T:
     """Looks again and again until there is something true to see."""
     deadline = time.monotonic() + seconds
     while True:
@@ -106,7 +106,7 @@ class Cluster:
         return next((status for status in report.replicas if status.id == replica), None)
 
     async def until(
-        self, phase: Phase, replica: str = "chat-r1", node: str = "n1", seconds: float = 20
+        self, phase: Phase, replica: str = "chat-r1", node: str = "n1", seconds: float = 60
     ) -> ReplicaStatus:
         async def reached() -> ReplicaStatus | None:
             status = await self.status(replica, node)
@@ -117,6 +117,24 @@ class Cluster:
         except AssertionError as error:
             logs = "\n".join(agent.log[-4000:] for agent in self._agents)
             raise AssertionError(f"{error}; it is {await self.status(replica, node)}\n{logs}") from None
+
+    async def failed(self, replica: str = "chat-r1", node: str = "n1") -> ReplicaStatus:
+        """As soon as its first failure is told: `first_failure_reason` stays, its phase is `failed` for a second only."""
+
+        async def told() -> ReplicaStatus | None:
+            status = await self.status(replica, node)
+            return status if status is not None and status.first_failure_reason is not None else None
+
+        return await eventually(told, f"{replica} has failed")
+
+    async def returned(self, agent: "AgentProcess") -> NodeReport:
+        """The first report of this process of an agent: until then there is that of the one before it."""
+
+        async def told() -> NodeReport | None:
+            report = await self.report(agent.settings["node"])
+            return report if report is not None and report.agent_pid == agent.pid and not report.leaving else None
+
+        return await eventually(told, f"agent {agent.pid} reports")
 
     def key_of(self, status: ReplicaStatus) -> str:
         assert status.endpoint is not None
@@ -201,7 +219,7 @@ class AgentProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 15.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
 

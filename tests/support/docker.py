@@ -1,7 +1,8 @@
 """A Docker of the test's own: dockerd on its own socket and data folder, images made from the local Python, a registry.
 
 Nothing of the machine's own Docker is touched, and nothing global but the bridge that Docker makes: so one such daemon
-runs at a time, kept so by a lock. Its data folder outlives the daemon within one run of the suite, so that images are
+runs at a time, kept so by a lock. Other workers may have it for minutes: its tests are marked `timeout(…, func_only=True)`,
+or that wait would count as theirs. Its data folder outlives the daemon within one run of the suite, so that images are
 made once. Where there is no root or no dockerd, tests skip and say so.
 """
 
@@ -73,7 +74,7 @@ class DockerDaemon:
         ]
         with (self.directory / "dockerd.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not self._answers():
             if self.process.poll() is not None and "pid file found" in self.log[-500:] and time.monotonic() < deadline:
                 # The one that was killed is not reaped yet.
@@ -120,10 +121,7 @@ class DockerDaemon:
         try:
             self.revive()
             with contextlib.suppress(Exception):
-                client = self.client()
-                for one in client.containers(all=True):
-                    client.remove_container(one["Id"], force=True)
-                client.close()
+                self.empty()
             self.stop()
         finally:
             for process in psutil.process_iter():
@@ -135,6 +133,19 @@ class DockerDaemon:
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None
+
+    def empty(self) -> None:
+        """No container is left; one that a killed agent had it make or remove just now comes, or goes, meanwhile."""
+        import docker.errors
+
+        with _client(self) as client:
+            deadline = time.monotonic() + 60
+            while left := client.containers(all=True):
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"containers cannot be removed: {left}")
+                for one in left:
+                    with contextlib.suppress(docker.errors.APIError):
+                        client.remove_container(one["Id"], force=True)
 
     def client(self) -> Any:
         import docker.api.client
@@ -290,8 +301,9 @@ class Registry:
             self.process = subprocess.Popen(
                 ["docker-registry", "serve", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
+            assert self.process.poll() is None, "docker-registry ended"
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return self
             if time.monotonic() > deadline:

@@ -4,6 +4,7 @@ It passes the same contract suite as the real one (`tests/contracts/runtime`).
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,6 +56,12 @@ class _Box:
         process.wait()
         self.closed.set()
 
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            # Its reader may reap it meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
     @property
     def container(self) -> Container:
         state, status = ContainerState.CREATED, None
@@ -105,9 +112,9 @@ class FakeDocker:
 
     def end(self) -> None:
         for box in self.boxes.values():
-            if box.process is not None and box.process.poll() is None:
-                os.killpg(box.process.pid, signal.SIGKILL)
-            box.closed.wait(5)
+            box.send(signal.SIGKILL)
+            if box.process is not None:
+                box.closed.wait(30)
         for stream, _ in self._listeners:
             stream.close()
 
@@ -149,8 +156,7 @@ class FakeDocker:
 
     async def kill(self, container: str, signal_name: str) -> None:
         box = await self._box(container)
-        if box.process is not None and box.process.poll() is None:
-            os.killpg(box.process.pid, signal.Signals[signal_name])
+        box.send(signal.Signals[signal_name])
 
     async def restart_no_more(self, container: str) -> None:
         await self._box(container)
@@ -159,8 +165,8 @@ class FakeDocker:
         await self._answer()
         box = self.boxes.pop(container, None)
         if box is not None and box.process is not None and box.process.poll() is None:
-            os.killpg(box.process.pid, signal.SIGKILL)
-            await asyncio.to_thread(box.closed.wait, 5)
+            box.send(signal.SIGKILL)
+            await asyncio.to_thread(box.closed.wait, 30)
 
     async def images(self) -> list[LocalImage]:
         await self._answer()
@@ -207,7 +213,7 @@ class FakeDocker:
                             tell({"Actor": {"ID": identity}, "Action": state.value})
 
         def tell(message: Mapping[str, Any] | None) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(heard, message)
 
         threading.Thread(target=work, daemon=True).start()
@@ -232,7 +238,7 @@ class FakeDocker:
 
         def work() -> None:
             keep(read)
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended)
 
         threading.Thread(target=work, daemon=True).start()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nebula_agent.adapters.container_lines import ContainerLines
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 CONTAINER = "c" * 64
 LINES = [f"line {number}\n".encode() for number in range(60)]
@@ -87,13 +87,13 @@ def test_who_takes_over_goes_on_where_the_former_one_ended(takeovers, earlier):
             lines.close()
             if killed:
                 for one in made:
-                    assert await one.over(10)
+                    assert await one.over(50)
                 with log.open("ab") as file:
                     file.write(b"written and not noted\n")
         last = ContainerLines(CONTAINER, log)
         last.begin(engine, nothing)
         for one in (*made, last):
-            assert await one.over(10)
+            assert await one.over(50)
         assert log.read_bytes() == before + b"".join(LINES)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -114,8 +114,8 @@ async def test_while_the_disk_hangs_nobody_waits_and_the_next_one_writes_alone(t
     assert engine.asked == []
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert await former.over(10)
-        assert await latter.over(10)
+        assert await former.over(50)
+        assert await latter.over(50)
         assert os.read(reader, 1 << 16) == b"".join(LINES)
     finally:
         os.close(reader)
@@ -138,11 +138,11 @@ async def test_a_file_that_takes_nothing_is_tried_again_with_the_next_look(tmp_p
     engine = Container()
     lines = ContainerLines(CONTAINER, in_the_way / "chat-r1.log")
     lines.begin(engine, lambda: told.append("ended"))
-    assert await lines.over(10)
+    assert await lines.over(50)
     assert (told, engine.asked) == ([], [])
     in_the_way.unlink()
     lines.begin(engine, lambda: told.append("ended"))
-    assert await lines.over(10)
+    assert await lines.over(50)
     assert told == ["ended"]
     assert (in_the_way / "chat-r1.log").read_bytes() == b"".join(LINES)
 
@@ -152,11 +152,11 @@ async def test_a_log_that_grew_too_long_keeps_its_end_and_its_place(tmp_path):
     engine = Container()
     lines = ContainerLines(CONTAINER, log, largest=200)
     lines.begin(engine, nothing)
-    assert await lines.over(10)
+    assert await lines.over(50)
     assert LINES[-1] in log.read_bytes()
     assert log.stat().st_size <= 200
     again = ContainerLines(CONTAINER, log)
     kept = log.read_bytes()
     again.begin(engine, nothing)
-    assert await again.over(10)
+    assert await again.over(50)
     assert log.read_bytes() == kept

@@ -30,7 +30,7 @@ class Reader:
         assert line, "the reader died"
         return json.loads(line)
 
-    def until(self, holds, seconds=15):
+    def until(self, holds, seconds=60):
         deadline = time.monotonic() + seconds
         while not holds(reading := self.read()):
             assert time.monotonic() < deadline, reading

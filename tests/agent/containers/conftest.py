@@ -32,9 +32,4 @@ def _emptied(docker: DockerDaemon) -> Iterator[None]:
     """No test finds the containers of another."""
     yield
     docker.revive()
-    client = docker.client()
-    try:
-        for one in client.containers(all=True):
-            client.remove_container(one["Id"], force=True)
-    finally:
-        client.close()
+    docker.empty()

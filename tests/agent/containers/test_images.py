@@ -16,11 +16,11 @@ from nebula_core.runtime.clock import SystemClock
 from tests.support.clock import FakeClock
 from tests.support.docker import Registry, make_small_image
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120, func_only=True)
 
 
 @contextlib.asynccontextmanager
-async def keeping(docker, *allowed, facts=None, stall_seconds=3.0, pins=()):
+async def keeping(docker, *allowed, facts=None, stall_seconds=30.0, pins=()):
     engine = DockerEngine(docker.address)
     known = facts or await engine.facts()
     keeper = ImageKeeper(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 
 import httpx
 import pytest
@@ -15,7 +14,7 @@ from tests.support.disk_audit import asked
 from tests.support.docker import SIMULATOR, add_layer, make_small_image
 from tests.support.relay import Relay
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120, func_only=True)
 
 
 def containers(docker):
@@ -35,7 +34,7 @@ def inspected(docker, identity):
 
 
 def settings(docker, **changes):
-    return {"enabled": True, "host": docker.address, "pull_stall_seconds": 5.0} | changes
+    return {"enabled": True, "host": docker.address, "pull_stall_seconds": 30.0} | changes
 
 
 def policy(tmp_path, *lines):
@@ -49,7 +48,7 @@ def ask(status, key):
         f"http://{status.endpoint.host}:{status.endpoint.port}/v1/completions",
         json={"model": status.model, "prompt": "Hello", "max_tokens": 3},
         headers={"authorization": f"Bearer {key}"},
-        timeout=10,
+        timeout=60,
         trust_env=False,
     )
 
@@ -92,7 +91,7 @@ async def test_a_container_is_pulled_started_killed_restarted_and_leaves_nothing
             return status if status is not None and status.phase is Phase.READY else None
 
         try:
-            status = await eventually(ready, "the container is ready", 60)
+            status = await eventually(ready, "the container is ready", 90)
         except AssertionError:
             raise AssertionError(f"{await cluster.status()}\n{agent.log[-5000:]}") from None
     pulling = [reason for phase, reason in seen if phase is Phase.PULLING]
@@ -114,11 +113,9 @@ async def test_a_container_is_pulled_started_killed_restarted_and_leaves_nothing
 
     await eventually(in_use, "the image is in use")
 
-    began = time.monotonic()
     os.kill(status.pid, signal.SIGKILL)
-    failed = await cluster.until(Phase.FAILED)
-    assert time.monotonic() - began < 10
-    assert "SIGKILL" in failed.phase_reason
+    failed = await cluster.failed()
+    assert "SIGKILL" in failed.first_failure_reason
     again = await cluster.until(Phase.READY)
     assert again.container_id != status.container_id
     assert again.restarts == 1
@@ -127,7 +124,7 @@ async def test_a_container_is_pulled_started_killed_restarted_and_leaves_nothing
     await cluster.want(placement, Wanted.STOP)
     await cluster.until(Phase.STOPPED)
     assert containers(docker) == []
-    assert not list((agent.data / "containers").iterdir())
+    await eventually(lambda: not list((agent.data / "containers").iterdir()), "its folder is removed")
     assert agent.stop() == 0
     # Nor did its loop wait for a disk meanwhile.
     assert not asked(tmp_path / "audit")
@@ -138,21 +135,14 @@ async def test_its_lines_are_in_the_log_and_not_doubled_by_a_restart_of_the_agen
         docker=settings(docker), policy_file=policy(tmp_path, 'images = ["docker.io/library"]')
     ).start()
     await cluster.place(cluster.placement(spec=spec(SIMULATOR)))
-    ready = await cluster.until(Phase.READY, seconds=40)
+    ready = await cluster.until(Phase.READY, seconds=60)
     log = agent.data / "logs" / "chat-r1.log"
-    assert "Starting simulated engine" in log.read_text()
+    await eventually(lambda: "Starting simulated engine" in log.read_text(), "its log is followed")
     agent.kill()
     ask(ready, cluster.key_of(ready))
     agent.start()
-
-    async def adopted():
-        report = await cluster.report()
-        if report is None or report.agent_pid != agent.pid:
-            return None
-        [status] = report.replicas
-        return status if status.phase is Phase.READY else None
-
-    status = await eventually(adopted, "the container is adopted", 30)
+    await cluster.returned(agent)
+    status = await cluster.until(Phase.READY)
     assert (status.container_id, status.restarts, status.engine_epoch) == (
         ready.container_id,
         0,
@@ -168,7 +158,7 @@ async def test_a_start_that_was_not_written_down_is_taken_in_by_its_labels(clust
         docker=settings(docker), policy_file=policy(tmp_path, 'images = ["docker.io/library"]')
     ).start()
     await cluster.place(cluster.placement(spec=spec(SIMULATOR)))
-    ready = await cluster.until(Phase.READY, seconds=40)
+    ready = await cluster.until(Phase.READY, seconds=60)
     agent.kill()
     kept = agent.data / "replicas" / "chat-r1.json"
     record = json.loads(kept.read_text())
@@ -176,15 +166,8 @@ async def test_a_start_that_was_not_written_down_is_taken_in_by_its_labels(clust
     record["phase"] = "creating"
     kept.write_text(json.dumps(record))
     agent.start()
-
-    async def taken_in():
-        report = await cluster.report()
-        if report is None or report.agent_pid != agent.pid or not report.replicas:
-            return None
-        [status] = report.replicas
-        return status if status.phase is Phase.READY else None
-
-    status = await eventually(taken_in, "the container is taken in", 30)
+    await cluster.returned(agent)
+    status = await cluster.until(Phase.READY)
     assert status.container_id == ready.container_id
     assert len(containers(docker)) == 1
     # Without its order it is reported and left alone.
@@ -192,14 +175,13 @@ async def test_a_start_that_was_not_written_down_is_taken_in_by_its_labels(clust
     kept.unlink()
     await cluster.remove("chat-r1")
     agent.start()
+    await cluster.returned(agent)
 
     async def reported():
         report = await cluster.report()
-        if report is None or report.agent_pid != agent.pid:
-            return None
         return next((one for one in report.problems if one.code == "stray_container"), None)
 
-    problem = await eventually(reported, "the stray is reported", 30)
+    problem = await eventually(reported, "the stray is reported")
     assert "docker rm -f" in problem.hint
     assert [one["State"] for one in containers(docker)] == ["running"]
 
@@ -210,27 +192,32 @@ async def test_images_that_are_not_allowed_or_not_there_are_told(cluster, docker
     failed = await cluster.until(Phase.FAILED)
     assert "does not allow image evil/miner:latest" in failed.phase_reason
     await cluster.place(cluster.placement("none-r1", spec=spec(f"{registry.host}/team/none:1")))
-    failed = await cluster.until(Phase.FAILED, "none-r1", seconds=30)
+    failed = await cluster.until(Phase.FAILED, "none-r1")
     assert "the registry has no such image" in failed.phase_reason
-    report = await cluster.report()
-    assert any(pull.failed and "none" in pull.image for pull in report.pulls)
+
+    async def shown():
+        report = await cluster.report()
+        return any(pull.failed and "none" in pull.image for pull in report.pulls)
+
+    await eventually(shown, "the pull that failed")
 
 
 async def test_a_start_that_docker_refuses_leaves_no_container(cluster, docker, tmp_path):
     allowed = policy(tmp_path, 'images = ["docker.io/library"]')
     cluster.agent(docker=settings(docker, network="nowhere"), policy_file=allowed).start()
     await cluster.place(cluster.placement(spec=spec(SIMULATOR)))
-    failed = await cluster.until(Phase.FAILED, seconds=30)
+    failed = await cluster.until(Phase.FAILED)
     assert "could not be started" in failed.phase_reason
     assert "network nowhere not found" in failed.phase_reason
-    assert containers(docker) == []
+    # It is tried again and again, and what was made for it is removed each time.
+    await eventually(lambda: containers(docker) == [], "no container is left")
 
 
 async def test_a_program_that_is_not_in_the_image_is_named(cluster, docker, tmp_path):
     make_small_image(docker, "small:1")
     cluster.agent(docker=settings(docker), policy_file=policy(tmp_path, 'images = ["docker.io/library/small"]')).start()
     await cluster.place(cluster.placement(spec=spec("small:1")))
-    failed = await cluster.until(Phase.FAILED, seconds=30)
+    failed = await cluster.until(Phase.FAILED)
     assert "exit code 127" in failed.phase_reason
     assert "exec python3 failed" in failed.phase_reason
 
@@ -239,7 +226,7 @@ async def test_an_engine_that_is_too_large_for_its_limit_is_named(cluster, docke
     allowed = policy(tmp_path, 'images = ["docker.io/library"]')
     cluster.agent(docker=settings(docker, memory_bytes=12 * 1024**2), policy_file=allowed).start()
     await cluster.place(cluster.placement(spec=spec(SIMULATOR)))
-    failed = await cluster.until(Phase.FAILED, seconds=30)
+    failed = await cluster.until(Phase.FAILED)
     assert "out of memory" in failed.phase_reason
     assert "limit of its container" in failed.phase_reason
 
@@ -249,20 +236,15 @@ async def test_an_agent_that_is_killed_again_and_again_under_traffic_restarts_no
     allowed = policy(tmp_path, 'images = ["docker.io/library"]')
     agent = cluster.agent(docker=settings(docker), policy_file=allowed).start()
     await cluster.place(cluster.placement(spec=spec(SIMULATOR)))
-    ready = await cluster.until(Phase.READY, seconds=40)
+    ready = await cluster.until(Phase.READY, seconds=60)
     key = cluster.key_of(ready)
     failures = 0
     for _ in range(int(os.environ.get("NEBULA_SOAK_RESTARTS", "2"))):
         agent.kill()
         failures += ask(ready, key).status_code != 200
         agent.start()
-
-        async def adopted():
-            report = await cluster.report()
-            mine = report is not None and report.agent_pid == agent.pid and report.replicas
-            return report.replicas[0] if mine and report.replicas[0].phase is Phase.READY else None
-
-        status = await eventually(adopted, "it is adopted", 30)
+        await cluster.returned(agent)
+        status = await cluster.until(Phase.READY)
         assert (status.container_id, status.restarts) == (ready.container_id, 0)
         failures += ask(ready, key).status_code != 200
     assert failures == 0

@@ -1,7 +1,11 @@
 """`nebula-agent check` on a node with Docker, with a Docker that is away, and without."""
 
+import pytest
+
 from nebula_agent.loops.docker_preflight import docker_findings
 from nebula_agent.settings import AgentSettings, DockerSettings
+
+pytestmark = pytest.mark.timeout(60, func_only=True)
 
 
 async def found(**docker):

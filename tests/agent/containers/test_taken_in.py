@@ -14,7 +14,7 @@ from tests.support.agent import eventually
 from tests.support.by_hand import NEW_VLLM, ByHand, make_vllm_images
 from tests.support.ports import free_ports
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120, func_only=True)
 
 
 @pytest.fixture
@@ -63,15 +63,8 @@ async def test_it_is_taken_in_as_it_runs_and_stopped_without_being_removed(clust
 
     agent.kill()
     agent.start()
-
-    async def again():
-        report = await cluster.report()
-        if report is None or report.agent_pid != agent.pid:
-            return None
-        status = await cluster.status()
-        return status if status is not None and status.phase is Phase.READY else None
-
-    after = await eventually(again, "the next agent has it")
+    await cluster.returned(agent)
+    after = await cluster.until(Phase.READY)
     assert (after.pid, after.engine_epoch, after.restarts) == (ready.pid, ready.engine_epoch, 0)
     assert by_hand.state(container) == before
     assert log.read_text().count("Starting simulated engine") == 1
@@ -86,7 +79,7 @@ async def test_it_is_taken_in_as_it_runs_and_stopped_without_being_removed(clust
     # Who made it may start it again: then it is one that was found, under its old id.
     await cluster.remove("chat-r1")
     by_hand("start", container)
-    back = await eventually(lambda: shown(cluster, container), "it is found again", 30)
+    back = await eventually(lambda: shown(cluster, container), "it is found again")
     assert (back.id, back.managed) == (status.id, False)
 
 
@@ -102,7 +95,7 @@ async def test_what_docker_restarts_stays_the_replica_it_is(cluster, by_hand, ag
         return status if other else None
 
     os.kill(ready.pid, signal.SIGKILL)
-    again = await eventually(lambda: anew(ready), "Docker has started it again", 30)
+    again = await eventually(lambda: anew(ready), "Docker has started it again")
     assert (again.container_id, again.restarts) == (container, 1)
     assert again.engine_epoch != ready.engine_epoch
     assert again.pid == by_hand.state(container)["Pid"]
@@ -115,7 +108,7 @@ async def test_what_docker_restarts_stays_the_replica_it_is(cluster, by_hand, ag
     agent.kill()
     by_hand("restart", "-t", "1", container)
     agent.start()
-    third = await eventually(lambda: anew(again), "the next agent finds it started anew", 30)
+    third = await eventually(lambda: anew(again), "the next agent finds it started anew")
     assert (third.container_id, third.restarts) == (container, 2)
 
     await cluster.want(placement, Wanted.STOP)
@@ -150,7 +143,7 @@ async def test_one_that_ends_is_started_as_its_deployment_says(cluster, by_hand,
         return status if status.container_id not in {None, container} else None
 
     try:
-        following = await eventually(other, "another container is made", 30)
+        following = await eventually(other, "another container is made")
     except AssertionError as error:
         raise AssertionError(f"{error}; it is {await cluster.status()}") from None
     assert following.restarts == 1
@@ -168,12 +161,11 @@ async def test_it_is_asked_at_its_own_address_while_docker_is_gone(cluster, dock
     docker.kill()
     await eventually(lambda: not answers("127.0.0.1", port), "Docker's helper is gone")
 
-    async def told(after):
+    async def asked(after):
         report = await cluster.report()
-        return report if report.sequence >= after else None
+        [status] = [one for one in report.replicas if one.managed]  # engines of other tests are found too
+        return status if report.sequence >= after and status.sample_age_seconds < 4.0 else None
 
     silent = (await cluster.report()).sequence
-    report = await eventually(lambda: told(silent + 5), "five more reports", 30)
-    [status] = [one for one in report.replicas if one.managed]  # engines of other tests are found too
+    status = await eventually(lambda: asked(silent + 5), "five reports later its figures are new")
     assert (status.phase, status.engine_epoch, status.restarts) == (Phase.READY, ready.engine_epoch, 0)
-    assert status.sample_age_seconds < 4.0

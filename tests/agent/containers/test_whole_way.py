@@ -15,7 +15,7 @@ from tests.support.docker import SIMULATOR
 from tests.support.ports import free_port
 from tests.support.proxy_process import proxy_process
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.flow]
+pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.flow]
 
 
 async def test_from_desired_to_a_chat_and_back_to_nothing(store, store_server, docker, registry, tmp_path):
@@ -69,21 +69,21 @@ async def test_from_desired_to_a_chat_and_back_to_nothing(store, store_server, d
                         return None
                     return said if said.status_code == 200 else None
 
-                said = await eventually(chat, "a chat comes back", 30)
+                said = await eventually(chat, "a chat comes back")
                 assert said.json()["usage"]["completion_tokens"] == 4
                 assert said.headers["x-nebula-replica"] == "chat-r1"
                 os.kill(row["pid"], signal.SIGKILL)
-                again = await eventually(lambda: ready(row["container_id"]), "it is started again", 30)
+                again = await eventually(lambda: ready(row["container_id"]), "it is started again")
                 assert again["restarts"] == 1
-                await eventually(chat, "a chat comes back again", 30)
+                await eventually(chat, "a chat comes back again")
             scaled = await api.post("/deployments/chat/scale", json={"replicas": 0})
             assert scaled.status_code == 200, scaled.text
 
             async def nothing():
                 return (await api.get("/replicas")).json()["items"] == [] and containers(docker) == []
 
-            await eventually(nothing, "nothing is left", 30)
-            assert list((agent.data / "containers").iterdir()) == []
-            assert list((agent.data / "keys").iterdir()) == []
+            await eventually(nothing, "nothing is left")
+            for folder in ("containers", "keys"):
+                await eventually(lambda at=agent.data / folder: list(at.iterdir()) == [], f"{folder} is empty")
     finally:
         agent.close()

@@ -14,7 +14,7 @@ from nebula_core.records.placement import Wanted
 from nebula_core.records.replica import Phase
 from tests.agent.loops.test_life import ask
 from tests.support.agent import eventually
-from tests.support.engine_process import VLLM_MODEL, VLLM_VENV, missing_vllm
+from tests.support.engine_process import VLLM_MODEL, VLLM_VENV, gone, missing_vllm
 from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.timeout(120)
@@ -54,7 +54,7 @@ def simulator(port, *words):
     )
 
 
-async def found(cluster, pid, seconds=20.0):
+async def found(cluster, pid, seconds=45.0):
     async def look():
         report = await cluster.report()
         statuses = () if report is None else report.replicas
@@ -67,6 +67,7 @@ async def test_an_engine_started_by_hand_is_shown_within_five_seconds(cluster, b
     agent = cluster.agent(discovery=DISCOVERY).start()
     await eventually(cluster.report, "the agent reports")
     port = free_ports(1)
+    before = time.time()
     engine = by_hand(*simulator(port, "--max-model-len", "2048"))
     status = await found(cluster, engine.pid)
     assert not status.managed
@@ -77,17 +78,17 @@ async def test_an_engine_started_by_hand_is_shown_within_five_seconds(cluster, b
     assert status.sample is not None
     assert status.found.why_not is None
     assert dict(status.found.spec.args) == {"preset": "instant", "max-model-len": 2048}
-    assert abs(status.started_at - time.time()) < 30
+    assert before - 5 < status.started_at < time.time() + 5
 
-    agent.process.send_signal(signal.SIGTERM)
-    agent.process.wait(15)
+    assert agent.stop() == 0
     assert engine.poll() is None, "the agent leaves, the engine is none of its own"
 
     agent.start()
+    await cluster.returned(agent)
     again = await found(cluster, engine.pid)
     assert again.id == status.id
     engine.terminate()
-    engine.wait(15)
+    engine.wait(60)
 
     async def gone():
         report = await cluster.report()
@@ -165,7 +166,7 @@ async def test_a_real_vllm_is_found_within_five_seconds_of_answering(cluster, by
         report = await cluster.report()
         return next((one for one in report.replicas if one.pid == vllm.pid), None) if report else None
 
-    status = await eventually(shown, "it is shown while it loads", 20)
+    status = await eventually(shown, "it is shown while it loads")
     status = await found(cluster, vllm.pid, 300)
     assert (status.engine, status.model, status.engine_version) == ("vllm", "tiny", "0.32.0")
     assert status.found.spec.source == str(VLLM_MODEL)
@@ -208,31 +209,25 @@ async def test_a_found_engine_is_taken_in_without_a_restart(cluster, by_hand):
     assert [one.managed for one in (await cluster.report()).replicas if one.pid == engine.pid] == [True]
 
     # An agent that dies and returns finds it as it finds its own.
-    agent.process.kill()
-    agent.process.wait(15)
+    agent.kill()
     agent.start()
-
-    async def again():
-        report = await cluster.report()
-        return report if report is not None and report.agent_pid == agent.pid else None
-
-    await eventually(again, "the next agent reports")
+    await cluster.returned(agent)
     ready = await cluster.until(Phase.READY)
     assert ready.pid == engine.pid
 
     # It ends: now it is started as its deployment says.
     engine.kill()
-    engine.wait(15)
+    engine.wait(60)
 
     async def anew():
         status = await cluster.status()
         return status if status.phase is Phase.READY and status.pid not in {None, engine.pid} else None
 
-    ready = await eventually(anew, "it is started anew", 30)
+    ready = await eventually(anew, "it is started anew")
     assert ready.restarts == 1
     await cluster.want(placement, Wanted.STOP)
     await cluster.until(Phase.STOPPED)
-    assert not psutil.pid_exists(ready.pid)
+    assert gone(ready.pid)
 
 
 async def test_an_adopted_engine_is_stopped_and_nothing_else(cluster, by_hand):
@@ -254,7 +249,7 @@ async def test_an_adopted_engine_is_stopped_and_nothing_else(cluster, by_hand):
     await cluster.until(Phase.READY)
     await cluster.want(placement, Wanted.STOP)
     await cluster.until(Phase.STOPPED)
-    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    assert gone(engine.pid)
     assert neighbour.is_running()
     assert shell.poll() is None
 

@@ -11,6 +11,7 @@ from nebula_core.records.replica import Phase
 from nebula_core.security.files import write_secret
 from tests.support.agent import eventually
 from tests.support.engine_process import SimulatedEngine
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -82,8 +83,10 @@ async def test_without_the_policys_word_nobody_reaches_out(cluster, tmp_path, en
 
 
 async def test_one_that_is_gone_leaves_routing_and_comes_back(cluster, tmp_path):
-    with SimulatedEngine(folder(tmp_path, "a"), "--preset", "instant", "--served-model-name", "chat") as engine:
-        port = port_of(engine)
+    # Not one the kernel gives out: in between it would give it to somebody else.
+    port = free_port()
+    words = ("--preset", "instant", "--served-model-name", "chat", "--port", str(port))
+    with SimulatedEngine(folder(tmp_path, "a"), *words) as engine:
         cluster.agent(policy_file=policy(tmp_path, engine), health={"unhealthy_seconds": 1.0}).start()
         await cluster.place(cluster.placement(spec=spec(engine), address=f"http://127.0.0.1:{port}"))
         assert (await cluster.until(Phase.READY)).endpoint.served_model is None
@@ -93,10 +96,8 @@ async def test_one_that_is_gone_leaves_routing_and_comes_back(cluster, tmp_path)
         return status and status.phase is not Phase.READY
 
     await eventually(away, "it leaves routing")
-    with SimulatedEngine(
-        folder(tmp_path, "b"), "--preset", "instant", "--served-model-name", "chat", "--port", str(port)
-    ):
-        await cluster.until(Phase.READY, seconds=40)
+    with SimulatedEngine(folder(tmp_path, "b"), *words):
+        await cluster.until(Phase.READY)
 
 
 def test_a_list_is_one_address_per_replica():

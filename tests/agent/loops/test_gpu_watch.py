@@ -72,7 +72,7 @@ async def test_an_orphan_of_ours_is_ended_and_its_memory_comes_free(cluster, tmp
         assert "gpu_held" in {problem.code for problem in report.problems}
         orphan.stdin.write(f"{(agent.data / 'agent_id').read_text().strip()}/old-r1/epoch-0\n".encode())
         orphan.stdin.close()
-        await eventually(lambda: _ended(orphan), "it is ended", 30)
+        await eventually(lambda: _ended(orphan), "it is ended")
         assert '"orphan"' in agent.log
     finally:
         if orphan.poll() is None:

@@ -18,10 +18,11 @@ async def inventory(cluster, count):
     async def look():
         raw = await cluster.store.get(ChangeKind.NODE, "n1")
         node = None if raw is None else Node.from_json(raw)
-        reported = await cluster.report() is not None
+        report = await cluster.report()
+        reported = report is not None and len(report.gpus) == count
         return node if reported and node is not None and len(node.gpus) == count else None
 
-    return await eventually(look, f"{count} GPUs in the inventory")
+    return await eventually(look, f"{count} GPUs in the inventory and in the report")
 
 
 async def test_gpus_of_the_driver_are_inventory_and_samples(cluster, tmp_path):

@@ -9,12 +9,7 @@ async def restarted(cluster, agent, *keys):
     cluster.verify_keys.write_text("".join(f"{key.public_base64}\n" for key in keys))
     assert agent.stop() == 0
     agent.start()
-
-    async def back():
-        report = await cluster.report()
-        return report is not None and report.agent_pid == agent.pid
-
-    await eventually(back, "the agent reports again", 30)
+    await cluster.returned(agent)
 
 
 async def refusals(cluster):
@@ -46,7 +41,7 @@ async def test_two_keys_overlap_and_the_old_one_ends_without_an_engine_lost(clus
         return found if len(found) == 2 else None
 
     # What only the old key signed is no order any more; that its engine runs is not undone by that.
-    messages = " ".join(await eventually(both, "both are named", 20))
+    messages = " ".join(await eventually(both, "both are named"))
     assert "chat-r2" in messages
     assert "chat-r4" in messages
     assert "unknown key" in messages

@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from nebula_core.records.event import ChangeKind
@@ -16,6 +15,7 @@ from nebula_core.records.placement import Wanted
 from nebula_core.records.replica import Phase
 from nebula_core.security.envelope import SigningKey, sign_placement
 from tests.support.agent import eventually
+from tests.support.engine_process import gone
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -24,7 +24,7 @@ def ask(status, key, path="/v1/completions", **body):
     url = f"http://{status.endpoint.host}:{status.endpoint.port}{path}"
     headers = {"authorization": f"Bearer {key}"} if key else {}
     content = {"model": status.model, "prompt": "Hello", "max_tokens": 3, **body}
-    return httpx.post(url, json=content, headers=headers, timeout=10, trust_env=False)
+    return httpx.post(url, json=content, headers=headers, timeout=60, trust_env=False)
 
 
 def port_is_free(port):
@@ -81,7 +81,7 @@ async def test_drain_serves_on_stop_leaves_nothing_and_the_replica_is_forgotten(
     assert stopped.pid is None
     assert agent.engines() == []
     assert port_is_free(ready.endpoint.port)
-    assert list((agent.data / "keys").iterdir()) == []
+    await eventually(lambda: list((agent.data / "keys").iterdir()) == [], "its key is gone")
     await cluster.remove("chat-r1")
 
     async def forgotten():
@@ -89,7 +89,7 @@ async def test_drain_serves_on_stop_leaves_nothing_and_the_replica_is_forgotten(
         return report.replicas == ()
 
     await eventually(forgotten, "the replica is forgotten")
-    assert list((agent.data / "replicas").iterdir()) == []
+    await eventually(lambda: list((agent.data / "replicas").iterdir()) == [], "by the disk too")
 
 
 async def test_absence_of_a_placement_stops_nothing(cluster):
@@ -114,8 +114,8 @@ async def test_a_killed_engine_is_told_and_started_again(cluster):
     family = {process.pid for process in agent.engines()}
     assert len(family) == 2
     os.kill(ready.pid, signal.SIGKILL)
-    failed = await cluster.until(Phase.FAILED)
-    assert "SIGKILL" in failed.phase_reason
+    failed = await cluster.failed()
+    assert "SIGKILL" in failed.first_failure_reason
     again = await cluster.until(Phase.READY)
     assert again.pid != ready.pid
     assert again.engine_epoch != ready.engine_epoch
@@ -130,10 +130,10 @@ async def test_an_orphan_is_ended_before_the_engine_starts_again(cluster):
     ready = await cluster.until(Phase.READY)
     child = next(process for process in agent.engines() if process.pid != ready.pid)
     os.kill(ready.pid, signal.SIGKILL)
-    again = await cluster.until(Phase.FAILED)
+    await cluster.failed()
     again = await cluster.until(Phase.READY)
     assert again.pid != ready.pid
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert gone(child.pid)
 
 
 def mapped_files(processes):
@@ -145,12 +145,11 @@ def mapped_files(processes):
 async def test_shared_memory_that_a_killed_engine_left_is_swept(cluster):
     agent = cluster.agent().start()
     placement = await cluster.place(cluster.placement(spec={"args": {"preset": "instant", "fault": "shm-leak"}}))
-    await cluster.until(Phase.READY)
+    ready = await cluster.until(Phase.READY)
     mapped = mapped_files(agent.engines())
     assert len(mapped) == 2
-    for process in agent.engines():
-        process.kill()
-    await cluster.until(Phase.FAILED)
+    os.killpg(ready.pid, signal.SIGKILL)
+    await cluster.failed()
     await cluster.want(placement, Wanted.STOP)
     await cluster.until(Phase.STOPPED)
     assert not [path for path in mapped if os.path.exists(path)]  # noqa: ASYNC240, PTH110
@@ -183,10 +182,10 @@ async def test_a_start_that_fails_says_why_and_is_given_up_loudly(cluster):
 async def test_a_start_that_takes_too_long_is_ended_with_the_step_it_had_reached(cluster):
     agent = cluster.agent().start()
     await cluster.place(
-        cluster.placement(spec={"args": {"preset": "instant", "fault": "slow-start=60"}, "start_deadline_seconds": 1.0})
+        cluster.placement(spec={"args": {"preset": "instant", "fault": "slow-start=60"}, "start_deadline_seconds": 2.0})
     )
     failed = await cluster.until(Phase.FAILED)
-    assert "not ready within 1 s" in failed.phase_reason
+    assert "not ready within 2 s" in failed.phase_reason
     assert "nobody listens" in failed.phase_reason
     del agent
 
@@ -205,8 +204,8 @@ async def test_an_engine_that_hangs_is_restarted(cluster):
     await cluster.place(cluster.placement(spec={"args": {"preset": "tiny", "fault": "freeze-at-token=2"}}))
     ready = await cluster.until(Phase.READY)
     hanging = asyncio.create_task(asyncio.to_thread(ask, ready, cluster.key_of(ready), max_tokens=50))
-    failed = await cluster.until(Phase.FAILED)
-    assert "frozen" in failed.phase_reason
+    failed = await cluster.failed()
+    assert "frozen" in failed.first_failure_reason
     again = await cluster.until(Phase.READY)
     assert again.pid != ready.pid
     await asyncio.gather(hanging, return_exceptions=True)

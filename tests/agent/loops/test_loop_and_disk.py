@@ -56,7 +56,7 @@ async def live(cluster, store, agent, weights):
     await eventually(lambda: gone(cluster), "the replica is forgotten")
     assert agent.stop() == 0
     agent.start()
-    await eventually(lambda: reported_by(cluster, agent.pid), "the next agent reports")
+    await cluster.returned(agent)
     adopted = await cluster.until(Phase.READY, "path-r1")
     assert (adopted.pid, adopted.restarts) == (kept.pid, 0)
     await eventually(lambda: figures(cluster, "path-r1"), "a sample with rates")
@@ -77,8 +77,3 @@ async def renewed(cluster, pid):
 
 async def gone(cluster):
     return await cluster.status() is None
-
-
-async def reported_by(cluster, pid):
-    report = await cluster.report()
-    return report is not None and report.agent_pid == pid

@@ -26,11 +26,12 @@ async def test_a_pod_runs_what_is_placed_on_it(cluster, tmp_path):
         audit = tmp_path / "audit"
         agent = cluster.agent(sidecar=settings, audit=audit).start()
         placement = await cluster.place(cluster.placement())
-        status = await cluster.until(Phase.READY, seconds=40)
+        status = await cluster.until(Phase.READY, seconds=60)
         assert (status.runtime, status.endpoint.port, status.pid) == ("sidecar", port, None)
         assert (volume / "running").read_text().strip() == status.engine_epoch
         agent.kill()
         agent = cluster.agent(sidecar=settings, audit=audit).start()
+        await cluster.returned(agent)
         again = await cluster.until(Phase.READY)
         assert (again.engine_epoch, again.restarts) == (status.engine_epoch, 0)
         await cluster.want(placement, Wanted.STOP)
