@@ -28,6 +28,7 @@ from typing import Any, Self
 
 import psutil
 
+from tests.support.engine_process import gone, wait_until
 from tests.support.ports import free_port
 
 #: Sockets of Docker have long paths of their own: the folder must be short.
@@ -88,8 +89,12 @@ class DockerDaemon:
     def kill(self) -> None:
         """As a crash: its containers stay with their shims."""
         assert self.process is not None
+        helpers = [child.pid for child in psutil.Process(self.process.pid).children()]
         self.process.kill()
         self.process.wait(10)
+        # The kernel ends its containerd a moment later; a daemon that finds that one's pid alive waits for it in vain.
+        wait_until(lambda: all(map(gone, helpers)), 30, "what served the daemon is gone")
+        (self.directory / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     def revive(self) -> None:
         """Running again, whatever a test did to it."""

@@ -26,12 +26,12 @@ def docker() -> Iterator[DockerDaemon]:
 
 
 @pytest.fixture
-async def serving(cluster, docker, tmp_path):
-    """(agent, placement, status) of a replica that is ready."""
+async def serving(request, cluster, docker, tmp_path):
+    """(agent, placement, status) of a replica that is ready. The parameter is how long Docker has for an answer."""
     # Not loopback: ports published there are served by a helper process that dies with the daemon.
     agent = cluster.agent(
         address="172.17.0.1",
-        docker=settings(docker, call_seconds=2.0),
+        docker=settings(docker, call_seconds=getattr(request, "param", 10.0)),
         policy_file=policy(tmp_path, 'images = ["docker.io/library"]'),
     ).start()
     placement = await cluster.place(cluster.placement(spec=spec(SIMULATOR)))
@@ -68,6 +68,7 @@ async def test_with_live_restore_a_dead_daemon_costs_nothing(cluster, docker, se
     assert containers(docker) == []
 
 
+@pytest.mark.parametrize("serving", [2.0], indirect=True)
 async def test_a_daemon_that_hangs_stops_no_heartbeat_and_no_engine(cluster, docker, serving):
     _, placement, ready = serving
     docker.freeze()
@@ -96,9 +97,7 @@ async def test_without_live_restore_engines_that_went_with_the_daemon_come_back(
     _, _, ready = serving
     docker.stop()
     docker.live_restore = False
-    docker.start()
-    # Without it, a stop of Docker ends its containers.
-    docker.stop()
+    # Without it, a daemon ends what it finds running as it starts. Once: a second stop would catch the next start half made.
     docker.start()
 
     async def restarted():
