@@ -23,7 +23,7 @@ from nebula_agent.adapters.start_folders import StartFolders
 from nebula_agent.decisions.lifecycle import Life
 from nebula_agent.engines.base import Command, Launch
 from nebula_core.runtime.clock import Clock
-from nebula_core.runtime.processes import Child, group_members, spawn, started_at, stop_group
+from nebula_core.runtime.processes import Child, group_members, lives, spawn, started_at, stop_group
 from nebula_core.security.files import write_secret
 
 log = structlog.get_logger(__name__)
@@ -319,6 +319,6 @@ def _is_alive(pid: int, begun: float | None) -> bool:
     if now is None or (begun is not None and abs(now - begun) > _SAME_SECONDS):
         return False
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return lives(psutil.Process(pid))
     except psutil.Error:
         return False

@@ -149,7 +149,7 @@ def group_members(pid: int, *, created: float | None = None, marker: str | None 
             if child.pid not in found:
                 found[child.pid] = child
                 waiting.append(child.pid)
-    return [process for process in found.values() if _lives(process)]
+    return [process for process in found.values() if lives(process)]
 
 
 async def stop_group(
@@ -170,12 +170,13 @@ async def stop_group(
     asked: set[int] = set()
 
     async def left() -> list[psutil.Process]:
-        if child is not None:
-            child.poll()
         # Who was once seen stays known: a worker that was reparented to PID 1 has no other trace.
         for process in await asyncio.to_thread(group_members, pid, created=created, marker=marker):
             known.setdefault(process.pid, process)
-        return [process for process in known.values() if _lives(process)]
+        rest = [process for process in known.values() if lives(process)]
+        if child is not None:
+            child.poll()
+        return rest
 
     def ask(rest: list[psutil.Process]) -> None:
         leader = [process for process in rest if process.pid == pid]
@@ -209,9 +210,10 @@ async def stop_group(
     return Stopped(killed=True, survivors=tuple(sorted(process.pid for process in rest)))
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Whether anything of it runs: a zombie with threads has not ended, nor let go of its memory, sockets and GPU."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.Error:
         return False
 
