@@ -81,4 +81,4 @@ def own_store(store_program: str) -> Iterator[Callable[..., StoreServer]]:
 
         yield make
         for server in servers:
-            server.kill()
+            server.end()

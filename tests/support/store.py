@@ -1,16 +1,21 @@
 """Real store servers for tests: started, killed, frozen and started again on the same data."""
 
+import asyncio
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from nebula_core.errors import StoreUnavailable
 from nebula_core.store.embedded import bundled_store_program, store_command
 from nebula_core.store.line import StoreSettings
+
+T = TypeVar("T")
 
 
 def programs() -> dict[str, Path]:
@@ -45,7 +50,9 @@ class StoreServer:
         return self._process.pid
 
     def settings(self, **changes: object) -> StoreSettings:
-        return StoreSettings.model_validate({"url": self.url, **changes})
+        """Nobody gives a call up because the machine is busy, but for the tests that say after how long."""
+        patient = {"socket_timeout_seconds": 30.0, "lease_timeout_seconds": 30.0}
+        return StoreSettings.model_validate({"url": self.url, **patient, **changes})
 
     def start(self) -> "StoreServer":
         command = store_command(self.program, self.directory, unix_socket=self.socket, password=self.password)
@@ -56,14 +63,22 @@ class StoreServer:
         return self
 
     def kill(self) -> None:
-        """As a power cut would, but for what the kernel still holds."""
+        """As a power cut would, but for what the kernel still holds: all that it has answered for."""
+        # While the disk is slow to sync, it writes its log up to two seconds late (`appendfsync everysec`).
+        wait_until(self._is_written, f"{self.program.name} has written its log")
+        self.end()
+
+    def end(self) -> None:
+        """At once, in whatever state it is."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
+        """It stands still when this returns."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -76,7 +91,7 @@ class StoreServer:
     def command(self, *words: str) -> bytes:
         """One raw command; the raw reply. For what a test does behind the back of the code under test."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(5)
+            line.settimeout(30)
             line.connect(str(self.socket))
             if self.password is not None:
                 line.sendall(_encoded("AUTH", self.password))
@@ -92,12 +107,19 @@ class StoreServer:
         except OSError:
             return b""
 
+    def _is_written(self) -> bool:
+        """Also true of one that keeps no log, or is gone already."""
+        if self._process is None or self._process.poll() is not None:
+            return True
+        said = self.command("INFO", "persistence")
+        return b"aof_enabled:0" in said or b"aof_buffer_length:0\r\n" in said
+
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
             return
         self._process.send_signal(signal.SIGCONT)
         self._process.send_signal(number)
-        self._process.wait(10)
+        self._process.wait(60)
         self._process = None
 
 
@@ -106,10 +128,20 @@ def _encoded(*words: str) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
 
 
-def wait_until(holds: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def wait_until(holds: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Polls a condition outside of any event loop."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.005)
+
+
+async def persistently(work: Callable[[], Awaitable[T]], seconds: float = 60.0) -> T:
+    """The answer of a store that is away for a moment, or whose connections were cut."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await work()
+            except StoreUnavailable:
+                await asyncio.sleep(0.005)
