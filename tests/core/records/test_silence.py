@@ -1,6 +1,6 @@
 """When a silent node is suspect and when it is lost (GOALS R5), in time that only passes when a test says so."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nebula_core.records.compact import NodeDelta
@@ -22,7 +22,6 @@ def test_the_thresholds_are_two_and_ten_seconds():
     assert view.node_state("never-heard-of", 100.0) is LOST
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0.0, 9.99), min_size=1, max_size=30), st.data())
 def test_who_says_something_within_ten_seconds_is_never_lost(gaps, data):
     view, now = heard(0.0), 0.0
@@ -39,7 +38,8 @@ def test_who_says_something_within_ten_seconds_is_never_lost(gaps, data):
         assert view.node_state("n1", now) is READY
 
 
-@given(st.floats(0.0, 1e5), st.floats(0.0, 60.0))
+@given(st.integers(0, 8 * 10**5), st.integers(0, 8 * 60))
 def test_seconds_in_which_nobody_could_be_heard_do_not_count(deaf, silent):
+    deaf, silent = deaf / 8, silent / 8  # sums of eighths are exact, also at the thresholds
     view = heard(0.0).forgiving(deaf)
-    assert view.node_state("n1", deaf + silent) is heard(0.0).node_state("n1", silent) or abs(silent - 10) < 1e-6
+    assert view.node_state("n1", deaf + silent) is heard(0.0).node_state("n1", silent)
