@@ -65,7 +65,15 @@ class Machine:
             self.write(path, text)
         python = Path(sys.base_prefix)
         command = [
-            *("systemd-nspawn", "-q", "-D", str(self._mount), "--boot", "--machine=nebula-test", "--register=no"),
+            *(
+                "systemd-nspawn",
+                "-q",
+                "-D",
+                str(self._mount),
+                "--boot",
+                f"--machine=nebula-test-{os.getpid()}",
+                "--register=no",
+            ),
             *("--keep-unit", "--private-network", f"--bind-ro={python}:/opt/python", f"--bind-ro={ROOT}:/opt/nebula"),
             *(f"--bind-ro={site.getsitepackages()[0]}:/opt/site", f"--bind={self._store}:/run/nebula-store"),
             "systemd.unit=nebula-test.target",
@@ -76,7 +84,7 @@ class Machine:
         self._wait_for_systemd()
 
     def _wait_for_systemd(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         command = ["nsenter", "-t", str(self._leader), "-a", "systemctl", "show", AGENT, "--property", "ActiveState"]
         while subprocess.run(command, capture_output=True, check=False, timeout=30).returncode:
             assert time.monotonic() < deadline, (self._base / "nspawn.log").read_text()
@@ -94,7 +102,6 @@ class Machine:
         self.write("/etc/machine-id", "")
         for unit in (AGENT, PROXY, SOCKET):
             shutil.copy(ROOT / "deploy" / unit, units / unit)
-        self.watch_closely(AGENT)
         self.write(
             "/etc/systemd/system/nebula-test.target",
             f"[Unit]\nRequires=basic.target {AGENT} dbus.socket\nAfter=basic.target\nAllowIsolate=yes\n",
@@ -120,8 +127,21 @@ class Machine:
             subprocess.run(command, check=True, capture_output=True)
 
     def watch_closely(self, unit: str) -> None:
-        """Quicker than in the field, so that a test need not wait long for a hung loop."""
-        self.write(f"/etc/systemd/system/{unit}.d/test.conf", "[Service]\nWatchdogSec=3\nTimeoutAbortSec=2\n")
+        """From its next start on quicker than in the field, so that a test need not wait long for a hung loop.
+
+        Not in other tests: a busy machine may keep a sound loop waiting as long.
+        """
+        self.write(self._dropin(unit), "[Service]\nWatchdogSec=3\nTimeoutAbortSec=2\n")
+        self.run("systemctl", "daemon-reload")
+
+    def watch_as_usual(self, unit: str) -> None:
+        """From its next start on."""
+        (self._mount / self._dropin(unit)).unlink()
+        self.run("systemctl", "daemon-reload")
+
+    @staticmethod
+    def _dropin(unit: str) -> str:
+        return f"etc/systemd/system/{unit}.d/test.conf"
 
     def configure(self, program: str, settings: dict[str, object]) -> None:
         self.write(f"/etc/nebula/{program}.toml", tomli_w.dumps(settings))
@@ -138,12 +158,12 @@ class Machine:
     def _find_leader(self) -> int:
         assert self._nspawn is not None
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self._nspawn.poll() is None, (self._base / "nspawn.log").read_text()
-            found = children.read_text().split()
-            if found:
-                return int(found[0])
+            for pid in children.read_text().split():
+                if _is_first(pid):
+                    return int(pid)
             time.sleep(0.05)
         raise AssertionError("the machine has no first process")
 
@@ -172,7 +192,7 @@ class Machine:
     def dial(self, port: int) -> socket.socket:
         """A connection to a port inside. A socket stays in the network it was made in, wherever its owner goes."""
         with ThreadPoolExecutor(1) as apart:
-            return apart.submit(self._dial, port).result(30)
+            return apart.submit(self._dial, port).result(90)
 
     def _dial(self, port: int) -> socket.socket:
         # The thread ends with its executor: nothing else ever runs in the network it moved to.
@@ -181,7 +201,7 @@ class Machine:
             if libc.setns(inside.fileno(), _CLONE_NEWNET):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
-        dialled = socket.create_connection(("127.0.0.1", port), 20)
+        dialled = socket.create_connection(("127.0.0.1", port), 60)
         dialled.setblocking(False)
         return dialled
 
@@ -196,12 +216,22 @@ class Machine:
                 capture_output=True, check=False, timeout=30,
             )  # fmt: skip
             try:
-                self._nspawn.wait(20)
+                self._nspawn.wait(60)
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait(10)
         for path in (self._mount, self._base):
             subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)
+
+
+def _is_first(pid: str) -> bool:
+    """Whether it is the first process of a machine: its parent's first child only makes the machine's mounts, and ends."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    inside = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[2:]
+    return inside == ["1"]
 
 
 def require() -> None:

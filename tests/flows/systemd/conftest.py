@@ -42,7 +42,7 @@ class Node:
             status = await self.cluster.status()
             return status if report and report.agent_pid == pid and status and status.phase is Phase.READY else None
 
-        return await eventually(look, f"agent {pid} reports its engine", 30)
+        return await eventually(look, f"agent {pid} reports its engine", 60)
 
 
 @pytest.fixture(scope="package")

@@ -41,7 +41,7 @@ async def test_it_is_active_when_it_says_so_and_runs_what_is_placed(node):
     assert node.machine.run("stat", "-c", "%U %a", str(node.machine.state)) == "nebula 700"
     assert "node n1" in node.machine.show("StatusText")
     await node.cluster.place(node.cluster.placement())
-    status = await node.cluster.until(Phase.READY, seconds=40)
+    status = await node.cluster.until(Phase.READY, seconds=60)
     assert node.machine.alive(status.pid)
     assert int(node.machine.run("stat", "-c", "%u", f"/proc/{status.pid}")) != 0
 
@@ -65,22 +65,27 @@ async def test_a_killed_agent_is_started_again_and_adopts(node):
     async def again():
         return int(node.machine.show("NRestarts")) > restarts and node.agent_pid not in {0, former}
 
-    await eventually(again, "it is started again", 30)
+    await eventually(again, "it is started again", 60)
     await node.active()
     assert (await node.reported_by(node.agent_pid)).pid == engine.pid
 
 
 async def test_a_loop_that_stands_still_is_ended_by_the_watchdog(node):
+    node.machine.watch_closely(nspawn.AGENT)
+    node.machine.run("systemctl", "restart", nspawn.AGENT)
     engine = await node.reported_by(node.agent_pid)
     restarts, former = int(node.machine.show("NRestarts")), node.agent_pid
     node.machine.run("kill", "-STOP", str(former))
+    node.machine.watch_as_usual(nspawn.AGENT)
 
     async def again():
         return int(node.machine.show("NRestarts")) > restarts and node.agent_pid not in {0, former}
 
-    await eventually(again, "the watchdog ends it", 40)
+    await eventually(again, "the watchdog ends it", 60)
     await node.active()
-    assert "watchdog" in node.machine.journal().lower()
+    await eventually(
+        lambda: "watchdog" in node.machine.journal(nspawn.AGENT, "-n", "all").lower(), "the journal says so"
+    )
     after = await node.reported_by(node.agent_pid)
     assert (after.pid, after.restarts) == (engine.pid, engine.restarts)
 

@@ -53,7 +53,8 @@ class Front:
                 "port": PORT,
                 "data_dir": "/var/lib/nebula",
                 "sealing_key_file": "/etc/nebula/sealing.key",
-                "drain_seconds": 20.0,
+                # Longer than any stream here takes on a busy machine: none is cut for it.
+                "drain_seconds": 120.0,
                 "store": self.node.settings["store"],
                 "control": {"signing_key_file": "/etc/nebula/signing.key"},
                 "request_log": False,
@@ -74,7 +75,7 @@ class Front:
         """Head and body of a whole answer."""
         reader, writer = await self.ask(method, path, body)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 return (await reader.read()).decode()
         finally:
             writer.close()
@@ -90,7 +91,7 @@ class Front:
                 return False
 
         try:
-            await eventually(look, "a chat is answered", 30)
+            await eventually(look, "a chat is answered", 60)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{await self.chat()}\n{self.machine.journal(nspawn.PROXY)}") from None
 
@@ -117,14 +118,14 @@ class LongStream:
     async def begin(cls, front, tokens=LONG):
         reader, writer = await front.ask("POST", "/v1/chat/completions", chat(tokens, stream=True))
         stream = cls(reader, writer)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             stream.first = await reader.read(1000)
         assert stream.first.startswith(b"HTTP/1.1 200"), stream.first
         return stream
 
     async def rest(self):
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 return (await self.reader.read()).decode()
         finally:
             self.writer.close()
@@ -157,7 +158,7 @@ async def _install(node, front):
     machine.run("systemctl", "restart", nspawn.AGENT)
     await node.active()
     await cluster.place(cluster.placement(REPLICA, spec={"args": {"preset": "tiny", "speed": 0.1}}))
-    await cluster.until(Phase.READY, REPLICA, seconds=40)
+    await cluster.until(Phase.READY, REPLICA, seconds=60)
 
 
 async def test_it_is_active_when_all_workers_serve_and_answers_through_an_engine(front):
@@ -183,7 +184,7 @@ async def test_a_reload_takes_new_settings_and_cuts_no_stream(front):
     async def open_to_all():
         return (await front.answer("GET", "/v1/models")).startswith("HTTP/1.1 200")
 
-    await eventually(open_to_all, "the new setting holds", 30)
+    await eventually(open_to_all, "the new setting holds", 60)
     front.token = owner
     assert "data: [DONE]" in await stream.rest()
     assert front.pid == former
@@ -194,7 +195,7 @@ async def test_settings_that_are_wrong_are_refused_by_reload_and_nothing_changes
     front.configure(workers=0)
     said = front.machine.run("sh", "-c", f"systemctl reload {nspawn.PROXY} && echo taken || true")
     assert "taken" not in said
-    assert "workers" in front.machine.journal(nspawn.PROXY)
+    await eventually(lambda: "workers" in front.machine.journal(nspawn.PROXY), "the journal says why")
     assert front.machine.show("ActiveState", nspawn.PROXY) == "active"
     assert (await front.chat()).startswith("HTTP/1.1 200")
     front.configure()
@@ -227,7 +228,6 @@ async def test_a_restart_with_the_socket_unit_refuses_no_connection(front):
 
 async def test_a_supervisor_that_stands_still_is_ended_by_the_watchdog(front):
     front.machine.watch_closely(nspawn.PROXY)
-    front.machine.run("systemctl", "daemon-reload")
     front.machine.run("systemctl", "restart", nspawn.PROXY)
     await front.active()
     restarts, former = int(front.machine.show("NRestarts", nspawn.PROXY)), front.pid
@@ -235,7 +235,9 @@ async def test_a_supervisor_that_stands_still_is_ended_by_the_watchdog(front):
     front.machine.run("kill", "-STOP", str(former))
     await front.active(other_than=former)
     assert int(front.machine.show("NRestarts", nspawn.PROXY)) > restarts
-    assert "watchdog" in front.machine.journal(nspawn.PROXY).lower()
+    await eventually(
+        lambda: "watchdog" in front.machine.journal(nspawn.PROXY, "-n", "all").lower(), "the journal says so"
+    )
     await front.serves()
     front.machine.run("systemctl", "stop", nspawn.PROXY, nspawn.SOCKET)
     left = front.machine.run("sh", "-c", "pgrep -f [n]ebula_proxy || true")
