@@ -591,7 +591,7 @@ async def a_prompt_that_is_too_long(on: Driver) -> None:
 @step("spare_core")
 async def a_client_that_does_not_wait(on: Driver) -> None:
     # Beside a real vLLM on two cores a read that may take 1 ms was seen to return after 1.6 s, with the whole answer.
-    asked = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}, "timeout": 0.001}
+    asked = {"n": 8, "max_tokens": 6000, "extra_body": {"ignore_eos": True}, "timeout": 0.001}
     await raises(openai.APITimeoutError, on.chat(**asked))
 
 

@@ -38,7 +38,7 @@ def engine():
 
 
 def test_an_engine_started_by_hand_is_shown_taken_in_and_routed_to(tmp_path, engine):
-    with cluster(tmp_path / "data", "--nodes", "2", "--gpus", "1", "--replicas", "1") as up:
+    with cluster(tmp_path / "data", "--nodes", "2", "--gpus", "1", "--replicas", "1", looks=True) as up:
 
         def found():
             rows = [row for row in up.api("GET", "/replicas")["items"] if row["pid"] == engine.pid]
@@ -53,7 +53,7 @@ def test_an_engine_started_by_hand_is_shown_taken_in_and_routed_to(tmp_path, eng
 
         def ask():
             headers = {"authorization": f"Bearer {key}"}
-            return httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=10)
+            return httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=60)
 
         assert ask().status_code == 404, "nobody has taken it in"
         plan = up.api("POST", "/adopt", {"replica": row["id"]}, dry_run=1)
@@ -96,7 +96,7 @@ def test_a_container_started_by_hand_is_taken_in_and_routed_to_by_a_cluster_that
     )
     before = by_hand.state(container)
     flags = ("--nodes", "2", "--gpus", "1", "--replicas", "1")
-    with cluster(tmp_path / "data", *flags, env={"DOCKER_HOST": docker.address}) as up:
+    with cluster(tmp_path / "data", *flags, env={"DOCKER_HOST": docker.address}, looks=True) as up:
 
         def rows():
             return [row for row in up.api("GET", "/replicas")["items"] if row["container_id"] == container]
@@ -112,7 +112,7 @@ def test_a_container_started_by_hand_is_taken_in_and_routed_to_by_a_cluster_that
             body = {"model": "Boxed", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
             headers = {"authorization": f"Bearer {up.ready['api_key']}"}
             url = f"{up.ready['openai_base_url']}/chat/completions"
-            return httpx.post(url, json=body, headers=headers, timeout=10)
+            return httpx.post(url, json=body, headers=headers, timeout=60)
 
         assert ask().status_code == 404, "nobody has taken it in"
         up.cli("adopt", row["id"], "--yes")
@@ -129,7 +129,7 @@ def test_a_container_started_by_hand_is_taken_in_and_routed_to_by_a_cluster_that
         running = by_hand.state(container)
     assert by_hand.state(container) == running, "who started it by hand did not mean it to end with `nebula up`"
 
-    with cluster(tmp_path / "data", *flags, env={"DOCKER_HOST": docker.address}) as up:
+    with cluster(tmp_path / "data", *flags, env={"DOCKER_HOST": docker.address}, looks=True) as up:
         assert "Boxed" in up.ready["models"], "it is there again with the cluster"
         up.api("DELETE", "/deployments/Boxed")
         eventually(lambda: by_hand.state(container)["Status"] == "exited", "its deployment is gone, and it with it")
@@ -144,7 +144,7 @@ def test_a_real_vllm_in_a_container_started_by_hand_is_taken_in(tmp_path, docker
     words = ("--served-model-name", "tiny", "--max-model-len", "2048", "--max-num-seqs", "16")
     container = by_hand.run_real_vllm(port, *words, name="real")
     flags = ("--nodes", "1", "--gpus", "1", "--replicas", "1")
-    with cluster(tmp_path / "data", *flags, env={"DOCKER_HOST": docker.address}) as up:
+    with cluster(tmp_path / "data", *flags, env={"DOCKER_HOST": docker.address}, looks=True) as up:
 
         def row():
             rows = [one for one in up.api("GET", "/replicas")["items"] if one["container_id"] == container]

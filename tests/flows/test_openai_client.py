@@ -9,7 +9,7 @@ import pytest
 from tests.support.engine_process import SimulatedEngine
 from tests.support.up import eventually
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]
 MESSAGES = [{"role": "user", "content": "What are you, and how do you count tokens?"}]
 
 
@@ -97,13 +97,13 @@ def test_every_answer_says_who_gave_it(client, up):
 
 def test_a_client_that_leaves_frees_the_engine(client, up):
     stream = client.chat.completions.create(
-        model="demo", messages=MESSAGES, stream=True, max_tokens=2000, extra_body={"ignore_eos": True}
+        model="demo", messages=MESSAGES, stream=True, max_tokens=20_000, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     stream.close()
-    eventually(lambda: all(row["inflight"] == 0 for row in up.replicas()), "nothing in flight", 10)
+    eventually(lambda: all(row["inflight"] == 0 for row in up.replicas()), "nothing in flight", 30)
     eventually(
-        lambda: all((row["sample"] or {}).get("requests_running", 0) == 0 for row in up.replicas()), "idle engines", 10
+        lambda: all((row["sample"] or {}).get("requests_running", 0) == 0 for row in up.replicas()), "idle engines", 30
     )
 
 
@@ -118,14 +118,14 @@ def test_an_adapter_is_a_model_of_the_whole_cluster(client, up):
         def listed():
             return {entry.id: entry for entry in client.models.list()}
 
-        eventually(lambda: client.models.list() and "sql" in listed(), "the adapter is listed", 10)
+        eventually(lambda: client.models.list() and "sql" in listed(), "the adapter is listed")
         assert (listed()["sql"].parent, listed()["base"].parent) == ("base", None)
-        raw = eventually(lambda: _tried(client, ask | {"model": "sql"}), "the adapter answers", 10)
+        raw = eventually(lambda: _tried(client, ask | {"model": "sql"}), "the adapter answers")
         assert raw.headers["x-nebula-replica"] == rows[0]["id"]
         assert raw.parse().model == "sql"
         narrow = up.api("POST", "/keys", {"name": "narrow", "models": ["sql"]})["key"]
         with openai.OpenAI(base_url=up.ready["openai_base_url"], api_key=narrow, max_retries=0) as own:
-            eventually(lambda: _names(own) == ["sql"], "the key is known", 10)
+            eventually(lambda: _names(own) == ["sql"], "the key is known")
             assert own.chat.completions.create(model="sql", **ask).choices
             with pytest.raises(openai.PermissionDeniedError):
                 own.chat.completions.create(model="base", **ask)

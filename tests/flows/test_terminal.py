@@ -8,6 +8,8 @@ from tests.support.terminal import Terminal
 from tests.support.up import cluster, eventually
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]
+#: In a dialog once the server's plan is there: an Enter before that does nothing.
+APPLY = "⏎ apply"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def tui(own, request):
     columns, rows = request.param
     command = [sys.executable, "-m", "nebula_tui", "--data", str(own.data), "tui"]
     with Terminal(command, columns=columns, rows=rows) as terminal:
-        terminal.until("LIVE", "demo", "SIM", seconds=30)
+        terminal.until("LIVE", "demo", "SIM")
         yield terminal
 
 
@@ -33,11 +35,11 @@ def ready(own):
 def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
     before = len(ready(own))
     tui.type("3")
-    tui.until("MODEL / REPLICA", "demo")
+    tui.until("[3 Models]", "MODEL / REPLICA", "demo")
     tui.type("s")
-    tui.until("plan (dry run)", f"[ {before} ]")
+    tui.until("plan (dry run)", f"[ {before} ]", APPLY)
     tui.type("Right")
-    tui.until(f"[ {before + 1} ]", "start", "demo/r")
+    tui.until(f"[ {before + 1} ]", "start", "demo/r", APPLY)
     tui.type("Enter")
     tui.until(f"{before + 1}/{before + 1} ready")
     assert len(ready(own)) == before + 1
@@ -54,30 +56,29 @@ def test_scale_tail_chat_and_scale_back_by_keys(own, tui):
     tui.until("i write")
 
     tui.type("3")
-    tui.until("MODEL / REPLICA")
+    tui.until("[3 Models]", "MODEL / REPLICA")
     tui.type("s")
-    tui.until("plan (dry run)")
+    tui.until("plan (dry run)", APPLY)
     tui.type("Left")
-    tui.until(f"[ {before} ]", "drain", "demo/r")
+    tui.until(f"[ {before} ]", "drain", "demo/r", APPLY)
     tui.type("Enter")
-    eventually(lambda: len(own.replicas()) == before, "scaled back", 60)
+    eventually(lambda: len(own.replicas()) == before, "scaled back")
     tui.type("8")
     tui.until("scale", "placed", "drain")
 
 
 def test_a_node_is_drained_and_opened_again_by_keys(own, tui):
     own.api("POST", "/deployments/demo/scale", {"replicas": 2})
-    eventually(lambda: len(ready(own)) == len(own.replicas()) == 2, "both ready", 60)
+    eventually(lambda: len(ready(own)) == len(own.replicas()) == 2, "both ready")
     tui.type("2")
-    tui.until("NODE", "sim-1", "sim-2")
+    tui.until("[2 Nodes]", "sim-1", "sim-2")
     tui.type("d")
-    tui.until("drain sim-1")
+    tui.until("drain sim-1", APPLY)
     tui.type("Enter")
     eventually(lambda: own.api("GET", "/nodes/sim-1")["draining"], "drain is ordered")
-    eventually(lambda: {row["node"] for row in own.replicas()} == {"sim-2"}, "moved to sim-2", 60)
-    tui.until("drain")
+    eventually(lambda: {row["node"] for row in own.replicas()} == {"sim-2"}, "moved to sim-2")
     tui.type("U")
-    tui.until("uncordon")
+    tui.until("uncordon sim-1", APPLY)
     tui.type("Enter")
     eventually(lambda: not own.api("GET", "/nodes/sim-1")["draining"], "open again")
 

@@ -36,7 +36,7 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["tmux", "-L", self._socket, "kill-server"], check=False, capture_output=True, timeout=10)
+        subprocess.run(["tmux", "-L", self._socket, "kill-server"], check=False, capture_output=True, timeout=60)
 
     def type(self, *keys: str) -> None:
         """Keys by tmux's names (`Enter`, `Right`, `C-p`) or single characters."""
@@ -49,7 +49,7 @@ class Terminal:
     def screen(self) -> str:
         return self._tmux("capture-pane", "-p", "-t", "t")
 
-    def until(self, *words: str, seconds: float = 30.0, gone: bool = False) -> str:
+    def until(self, *words: str, seconds: float = 60.0, gone: bool = False) -> str:
         """The screen once all `words` stand on it (or, with `gone`, none does). Fails showing the last screen."""
         deadline = time.monotonic() + seconds
         screen = ""
@@ -60,7 +60,7 @@ class Terminal:
             time.sleep(0.05)
         raise AssertionError(f"{'still' if gone else 'no'} {words} within {seconds} s on:\n{screen}")
 
-    def until_ended(self, seconds: float = 30.0) -> None:
+    def until_ended(self, seconds: float = 60.0) -> None:
         """Once the program has ended. tmux knows it before, and sometimes without, writing so on the screen."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -85,7 +85,7 @@ class Terminal:
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=60,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
         if done.returncode:

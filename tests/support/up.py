@@ -18,19 +18,28 @@ from tests.support.ports import free_port
 
 READY_SECONDS = 180
 #: It ends within 10 s (what does not end is ended after 8), and needs some more where others want the processor too.
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 
 
 class Up:
-    """A running `nebula up`; `ready` is its ready line."""
+    """A running `nebula up`; `ready` is its ready line.
+
+    Unless it `looks`, it finds no engines of others: those of tests beside this one would stand in its lists, and be
+    asked by it.
+    """
 
     def __init__(
-        self, data: Path, *flags: str, env: dict[str, str] | None = None, ready_seconds: float = READY_SECONDS
+        self,
+        data: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        ready_seconds: float = READY_SECONDS,
+        looks: bool = False,
     ) -> None:
         self.data = data
         self.ready_seconds = ready_seconds
         self.flags = flags
-        self.env = env or {}
+        self.env = {"NEBULA_AGENT_DISCOVERY__ENABLED": str(looks).lower(), **(env or {})}
         self.process: subprocess.Popen[str] | None = None
         self.ready: dict[str, Any] = {}
 
@@ -127,8 +136,8 @@ class Up:
 
 
 @contextmanager
-def cluster(data: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Up]:
-    up = Up(data, *flags, env=env)
+def cluster(data: Path, *flags: str, env: dict[str, str] | None = None, looks: bool = False) -> Iterator[Up]:
+    up = Up(data, *flags, env=env, looks=looks)
     try:
         yield up.start()
     finally:
