@@ -1,8 +1,9 @@
 """An HTTP server of a few lines that plays what a test wrote down: real sockets, real bytes, real deaths."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 
@@ -94,10 +95,9 @@ async def serving(handler: Handler) -> AsyncIterator[Server]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def closed_port() -> int:
-    """A port nobody listens on."""
-    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
-    port: int = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    return port
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port that is ours and on which nobody listens: nobody else's server can come to stand there meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

@@ -8,7 +8,7 @@ import pytest
 from nebula_core.errors import NebulaError
 from nebula_tui.adapters.chat import ChatClient, ChatDelta, ChatDone, ChatEvent, ChatOpened, ChatRequest, Turn
 from nebula_tui.adapters.control import Garbled, NotAllowed, NotFound, Refused, Unreachable
-from tests.tui.adapters.server import Call, closed_port, serving
+from tests.tui.adapters.server import Call, refusing_port, serving
 
 ASK = ChatRequest("demo", (Turn("user", "hi"),), replica="demo-r2", temperature=0.0)
 
@@ -19,7 +19,7 @@ def chunk(text: str = "", **more: object) -> str:
 
 
 async def collect(client: ChatClient, request: ChatRequest = ASK) -> list[ChatEvent]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [event async for event in client.stream(request)]
 
 
@@ -118,10 +118,11 @@ async def test_a_connection_that_breaks_and_one_that_is_not_there() -> None:
         with pytest.raises(Unreachable):
             await collect(client)
         await client.aclose()
-    nobody = ChatClient(f"http://127.0.0.1:{await closed_port()}/v1", None)
-    with pytest.raises(Unreachable, match="is the proxy running"):
-        await collect(nobody)
-    await nobody.aclose()
+    with refusing_port() as port:
+        nobody = ChatClient(f"http://127.0.0.1:{port}/v1", None)
+        with pytest.raises(Unreachable, match="is the proxy running"):
+            await collect(nobody)
+        await nobody.aclose()
 
 
 async def test_leaving_closes_the_connection() -> None:
@@ -142,6 +143,6 @@ async def test_leaving_closes_the_connection() -> None:
         await anext(stream)
         await anext(stream)
         await stream.aclose()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await gone.wait()
         await client.aclose()

@@ -21,7 +21,7 @@ from nebula_tui.adapters.control import (
     WatchMessage,
 )
 from tests.support.fleet import FakeControl, small_fleet
-from tests.tui.adapters.server import Call, closed_port, serving
+from tests.tui.adapters.server import Call, refusing_port, serving
 
 
 def refusal(message: str, **more: str) -> str:
@@ -33,7 +33,7 @@ def event(name: str, data: str) -> str:
 
 
 async def take(messages: AsyncIterator[WatchMessage], count: int) -> list[WatchMessage]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [await anext(messages) for _ in range(count)]
 
 
@@ -110,10 +110,11 @@ async def test_refusals_become_errors_with_a_next_step(
 
 
 async def test_nobody_there_and_nobody_answering() -> None:
-    client = ControlClient(f"http://127.0.0.1:{await closed_port()}", None)
-    with pytest.raises(Unreachable, match=r"refuses the connection\. is the control process running"):
-        await client.whoami()
-    await client.aclose()
+    with refusing_port() as port:
+        client = ControlClient(f"http://127.0.0.1:{port}", None)
+        with pytest.raises(Unreachable, match=r"refuses the connection\. is the control process running"):
+            await client.whoami()
+        await client.aclose()
 
     async def handler(_: Call) -> None:
         await asyncio.Event().wait()
@@ -145,7 +146,7 @@ async def test_the_watch_gives_snapshot_deltas_and_comes_back_after_a_death() ->
         client = ControlClient(server.url, "k", probe_after_seconds=60)
         watch = client.watch()
         found: list[WatchMessage] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while sum(isinstance(message, WatchSnapshot) for message in found) < 2:
                 found.append(await anext(watch))
         await watch.aclose()
@@ -177,7 +178,9 @@ async def test_a_line_separator_inside_a_string_does_not_cut_an_event() -> None:
         await client.aclose()
 
 
-async def test_silence_with_an_answer_is_life_and_without_one_is_loss() -> None:
+async def test_silence_with_an_answer_is_life_and_without_one_is_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An answer that comes is waited for, however slow the machine; the one that never comes, only a moment.
+    monkeypatch.setattr("nebula_tui.adapters.control.PROBE_SECONDS", 60.0)
     answering = True
 
     async def handler(call: Call) -> None:
@@ -193,10 +196,14 @@ async def test_silence_with_an_answer_is_life_and_without_one_is_loss() -> None:
     async with serving(handler) as server:
         client = ControlClient(server.url, "k", probe_after_seconds=0.05)
         watch = client.watch()
-        first = await take(watch, 4)
-        assert [type(message) for message in first] == [Connected, WatchSnapshot, Alive, Alive]
+        assert isinstance(await anext(watch), Connected)
+        async with asyncio.timeout(60):
+            while not isinstance(message := await anext(watch), WatchSnapshot):
+                assert isinstance(message, Alive)  # asked for before the snapshot came
+        assert [type(message) for message in await take(watch, 2)] == [Alive, Alive]
         answering = False
-        async with asyncio.timeout(10):
+        monkeypatch.setattr("nebula_tui.adapters.control.PROBE_SECONDS", 0.1)
+        async with asyncio.timeout(60):
             while not isinstance(message := await anext(watch), Lost):
                 assert isinstance(message, Alive)
         assert "does not answer in time" in str(message.error)
@@ -205,14 +212,15 @@ async def test_silence_with_an_answer_is_life_and_without_one_is_loss() -> None:
 
 
 async def test_the_watch_backs_off_and_tells_why() -> None:
-    client = ControlClient(f"http://127.0.0.1:{await closed_port()}", "k")
-    watch = client.watch()
-    first, second = await take(watch, 2)
-    assert isinstance(first, Lost)
-    assert isinstance(second, Lost)
-    assert (first.retry_seconds, second.retry_seconds) == (0.25, 0.5)
-    await watch.aclose()
-    await client.aclose()
+    with refusing_port() as port:
+        client = ControlClient(f"http://127.0.0.1:{port}", "k")
+        watch = client.watch()
+        first, second = await take(watch, 2)
+        assert isinstance(first, Lost)
+        assert isinstance(second, Lost)
+        assert (first.retry_seconds, second.retry_seconds) == (0.25, 0.5)
+        await watch.aclose()
+        await client.aclose()
 
 
 async def test_a_revoked_key_is_told_as_such() -> None:

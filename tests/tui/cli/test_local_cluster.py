@@ -99,7 +99,7 @@ async def test_a_child_that_dies_is_started_again_and_stopped_whole(tmp_path):
 async def _until(ask):
     import asyncio
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not ask():
             await asyncio.sleep(0.02)
 
