@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from textual.app import App
 from textual.filter import LineFilter
+from textual.worker import Worker
 
 from nebula_core.errors import NebulaError
 from nebula_core.records.views import WatchDelta, WatchSnapshot
@@ -128,7 +129,7 @@ class NebulaApp(App[None]):
             self.take(message)
             if isinstance(message, WatchSnapshot):
                 # Beside the watch: a slow answer to a question must not hold up what is seen.
-                self.run_worker(self._introduce(), group="introduce", exclusive=True, name="introduce")
+                _: Worker[None] = self.run_worker(self._introduce, group="introduce", exclusive=True, name="introduce")
 
     async def _introduce(self) -> None:
         """Asks who we are (until that is known nothing may be changed), and for what happened before."""

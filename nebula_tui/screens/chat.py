@@ -6,6 +6,7 @@ the first token is seen when it happens.
 """
 
 import asyncio
+from functools import partial
 from typing import ClassVar
 
 from textual import events
@@ -15,7 +16,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Markdown, TextArea
-from textual.worker import Worker, WorkerState
+from textual.worker import Worker
 
 from nebula_core.errors import NebulaError
 from nebula_core.security.text import TextCleaner, clean_text
@@ -115,6 +116,7 @@ class ChatPane(Panel):
         self._first_ttft: float | None = None
         self._show_due = False
         self._worker: Worker[None] | None = None
+        self._begun = False
         # Held, not queried: a pane that is being taken away may still be told of its answer.
         self.scroll = VerticalScroll(classes="scroll", can_focus=True)
         self._foot = Lines(classes="foot")
@@ -139,21 +141,23 @@ class ChatPane(Panel):
         self.state = Pane().asked(text, self.host.now())
         self._cleaner = TextCleaner()
         self._waiting_text, self._waiting_pieces, self._first_ttft = "", 0, None
-        self._worker = self.run_worker(self._answer(door), group="answer", exclusive=True, exit_on_error=False)
+        self._begun = False
+        self._worker = self.run_worker(partial(self._answer, door), group="answer", exclusive=True, exit_on_error=False)
 
     def stop(self) -> None:
         worker, self._worker = self._worker, None
         if worker is None or worker.is_finished:
             return
-        not_begun = worker.state is WorkerState.PENDING
         worker.cancel()
-        if not_begun:
-            # Its coroutine will never run: nobody else says that nothing is waited for any more.
+        if not self._begun:
+            # It will never run (a worker counts as running before its first turn), and nobody else says that nothing
+            # is waited for any more.
             self.state = self.state.stopped()
             self._keep()
             self.refresh_state()
 
     async def _answer(self, door: Chat) -> None:
+        self._begun = True
         scroll = self.scroll
         asked = Lines(classes="asked")
         wrapped = [

@@ -6,6 +6,7 @@ Each source has its own stream and its own worker: one that breaks is told in th
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta, timezone
+from functools import partial
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -97,7 +98,7 @@ class LogsView(View):
         for replica in replicas:
             if replica not in self._workers:
                 self._workers[replica] = self.run_worker(
-                    self._read(replica), group=f"log-{replica}", name=f"log {replica}", exit_on_error=False
+                    partial(self._read, replica), group=f"log-{replica}", name=f"log {replica}", exit_on_error=False
                 )
         self.refresh_data()
         self.post_message(HintsChanged())

@@ -6,12 +6,14 @@ the server is always what the plan on the screen was computed for: ⏎ does noth
 """
 
 import asyncio
+from functools import partial
 from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
+from textual.worker import Worker
 
 from nebula_core.errors import NebulaError
 from nebula_core.records.views import PlanView
@@ -79,7 +81,8 @@ class PlanDialog(ModalScreen[PlanView | None]):
         self.error = None
         self.typed = ""
         self._show()
-        self.run_worker(self._plan(after), group="plan", exclusive=True, exit_on_error=False)
+        # Not the coroutine itself: of two keys in one turn, the first one's worker ends before it has begun.
+        _: Worker[None] = self.run_worker(partial(self._plan, after), group="plan", exclusive=True, exit_on_error=False)
 
     async def _plan(self, after: float) -> None:
         if after:

@@ -32,9 +32,16 @@ QUESTION = "why does TTFT rise above 95%"
 
 async def answered(played: Playing) -> None:
     await ask(played, QUESTION)
-    await played.until(lambda: all(pane.state.progress is Progress.DONE for pane in played.view(ChatView).panes))
-    await played.until(lambda: len(played.view(ChatView).query(Markdown)) == len(played.view(ChatView).panes))
+    await finished(played)
+    assert all(pane.state.progress is Progress.DONE for pane in played.view(ChatView).panes)
+    assert len(played.view(ChatView).query(Markdown)) == len(played.view(ChatView).panes)
     played.view(ChatView).refresh_data()
+
+
+async def finished(played: Playing) -> None:
+    """Every pane has its answer as it stays: as markdown, which is read in a thread."""
+    workers = [pane._worker for pane in played.view(ChatView).panes]
+    await played.until(lambda: all(worker is not None and worker.is_finished for worker in workers))
 
 
 async def ask(played: Playing, text: str) -> None:
@@ -73,7 +80,8 @@ async def test_an_answer_streams_and_shows_its_figures() -> None:
         # The first piece is seen while the rest has not come yet.
         await played.sees("## Why TTFT rises", "TTFT 210ms", "demo → r1 · sim-a")
         played.chat.gate.set()
-        await played.until(lambda: played.view(ChatView).query(Markdown))
+        await finished(played)
+        assert played.view(ChatView).query(Markdown)
         await played.sees("Why TTFT rises", "tok/s", "9 tok", "in 12")
         assert "##" not in played.text()
 
@@ -119,6 +127,19 @@ async def test_escape_stops_the_answer_and_keeps_what_came() -> None:
         # The next escape leaves the prompt: digits are keys again.
         await played.press("escape", "1")
         await played.sees("[1 Overview]")
+
+
+async def test_an_answer_stopped_before_it_began_is_not_waited_for() -> None:
+    async with on_stage(small_fleet(), pieces=("yes",)) as played:
+        await played.press("7")
+        pane, door = played.view(ChatView).panes[0], await played.app.open_chat()
+        pane.ask("one", door)
+        pane.stop()  # in the same turn: its worker has not run yet
+        assert pane.state.progress is Progress.STOPPED
+        pane.ask("two", door)
+        pane.ask("three", door)
+        await finished(played)
+        assert [[turn.text for turn in request.turns] for request in played.chat.requests] == [["three"]]
 
 
 async def test_an_error_in_the_middle_is_told_with_its_next_step() -> None:
