@@ -658,6 +658,8 @@ class FakeControl:
         self.feed: asyncio.Queue[WatchMessage] = asyncio.Queue()
         self.log_feed: dict[str, asyncio.Queue[LogLine | NebulaError]] = {}
         self.closed = False
+        #: Holds the plans of `scale` until a test lets them go.
+        self.gate: asyncio.Event | None = None
 
     async def whoami(self) -> WhoAmI:
         return WhoAmI(name="ops", role=self.role, key_id="k1")
@@ -712,6 +714,8 @@ class FakeControl:
         return PlanView(dry_run=dry_run, summary=words, plan=Plan(revision=882), inflight_affected=1)
 
     async def scale(self, deployment: str, replicas: int, *, dry_run: bool) -> PlanView:
+        if self.gate is not None:
+            await self.gate.wait()
         return self._answer("scale", deployment, replicas, dry_run=dry_run)
 
     async def restart(self, kind: str, name: str, *, dry_run: bool) -> PlanView:

@@ -15,6 +15,7 @@ from nebula_tui.app import NebulaApp
 from nebula_tui.screens.view import View
 from nebula_tui.settings import TuiSettings
 from tests.support.fleet import WALL, FakeChat, FakeControl, big_fleet, small_fleet, wavered
+from tests.tui.settling import Counted, settled
 
 LARGE, SMALL = (120, 40), (80, 24)
 SIZES = (LARGE, SMALL)
@@ -31,6 +32,10 @@ class StillClock:
     def go(self, seconds: float) -> None:
         self.monotonic += seconds
         self.wall += seconds
+
+
+class StagedApp(Counted, NebulaApp):
+    """The app, and word of when it has nothing left to do."""
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +67,7 @@ class Playing:
     async def press(self, *keys: str) -> None:
         for key in keys:
             await self.pilot.press(key)
-            await self.pilot.pause()
+            await self.settle()
 
     async def spell(self, text: str) -> None:
         """Letter by letter, as a person would."""
@@ -82,14 +87,14 @@ class Playing:
     def text(self) -> str:
         return "\n".join(self.lines())
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Waits for a change, never for a time."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"did not come true in {seconds} s; on screen:\n{self.text()}")
             await asyncio.sleep(0.005)
-        await self.pilot.pause()
+        await self.settle()
 
     async def sees(self, *words: str) -> None:
         """Waits until all words stand on the screen."""
@@ -101,11 +106,10 @@ class Playing:
     async def tick(self, seconds: float = 1.0) -> None:
         self.clock.go(seconds)
         self.app.base.tick()
-        await self.pilot.pause()
+        await self.settle()
 
     async def settle(self) -> None:
-        for _ in range(4):
-            await self.pilot.pause()
+        await settled(self.pilot)
 
 
 async def live(played: Playing, history: str | None) -> None:
@@ -134,7 +138,7 @@ def make(
         if pieces is None
         else FakeChat(pieces=pieces, tick=lambda: clock.go(0.05))
     )
-    app = NebulaApp(
+    app = StagedApp(
         TuiSettings("http://127.0.0.1:8082", "nbl_x_y", context=context),
         control=control,
         chat=chat,

@@ -29,7 +29,7 @@ async def flowed(played: Playing) -> None:
         played.clock.go(0.3)
         view.flush()
         view.ring.drain()
-        await played.pilot.pause()
+        await played.settle()
 
 
 @pytest.mark.parametrize("size", SIZES)

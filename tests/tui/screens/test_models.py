@@ -1,5 +1,6 @@
 """Screen 3: the tree, and the dialog that scales: the server's plan, adjusted, named, applied."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -65,19 +66,21 @@ async def test_a_burst_of_keys_asks_once_and_the_last_number_wins() -> None:
     async with on_stage(small_fleet()) as played:
         await played.press("3", "s")
         await planned(played)
-        await played.pilot.press("right", "right", "right", "right")
+        dialog = played.app.screen
+        assert isinstance(dialog, PlanDialog)
+        for _ in range(4):
+            dialog.action_adjust(1)  # in one turn: no pause of the machine stands between them
         await planned(played)
-        asked = [call[2] for call in played.control.calls if call[0] == "scale"]
-        assert asked[0] == 2
-        assert asked[-1] == 6
-        assert len(asked) < 6
+        assert [call[2] for call in played.control.calls if call[0] == "scale"] == [2, 6]
 
 
 async def test_nothing_is_applied_before_the_plan_is_there() -> None:
     async with on_stage(small_fleet()) as played:
         await played.press("3", "s")
         await planned(played)
-        await played.pilot.press("right", "enter")
+        played.control.gate = asyncio.Event()
+        await played.press("right", "enter")
+        played.control.gate.set()
         await planned(played)
         assert all(call[3] for call in played.control.calls if call[0] == "scale")
 

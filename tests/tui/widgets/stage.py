@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.widget import Widget
 
 from nebula_tui.themes import DEFAULT, colorless, register_themes
+from tests.tui.settling import Counted, settled
 
 M = TypeVar("M", bound=Message)
 
 
-class Stage(App[None]):
+class Stage(Counted):
     """Shows widgets one below the other."""
 
     def __init__(self, *widgets: Widget, theme: str = DEFAULT) -> None:
@@ -41,6 +42,10 @@ class Stage(App[None]):
         """The screen as it would be printed."""
         return [strip.text for strip in self.screen._compositor.render_strips()]
 
+    def _count(self, message: Message) -> None:
+        super()._count(message)
+        self.heard.append(message)
+
     def messages(self, kind: type[M]) -> list[M]:
         """In the order heard; a message that bubbles is heard once."""
         seen: dict[int, M] = {id(m): m for m in self.heard if type(m) is kind}
@@ -54,11 +59,17 @@ class Acting:
         self.app, self.pilot = app, pilot
 
     async def press(self, *keys: str) -> None:
-        await self.pilot.press(*keys)
-        await self.pilot.pause()
+        for key in keys:
+            await self.pilot.press(key)
+            await self.settle()
+
+    async def resize(self, width: int, height: int) -> None:
+        await self.pilot.resize_terminal(width, height)
+        # Textual tells the screen by a timer of its own.
+        await self.until(lambda: self.app.screen._compositor.size == (width, height))
 
     async def settle(self) -> None:
-        await self.pilot.pause()
+        await settled(self.pilot)
 
     def lines(self) -> list[str]:
         return self.app.lines()
@@ -66,19 +77,19 @@ class Acting:
     def text(self) -> str:
         return "\n".join(self.lines())
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Waits for a change, never for a time."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"did not come true in {seconds} s; on screen:\n{self.text()}")
             await asyncio.sleep(0.005)
-        await self.pilot.pause()
+        await self.settle()
 
 
 @asynccontextmanager
 async def on_stage(*widgets: Widget, size: tuple[int, int] = (80, 24), theme: str = DEFAULT) -> AsyncIterator[Acting]:
     app = Stage(*widgets, theme=theme)
-    async with app.run_test(size=size, message_hook=app.heard.append) as pilot:
-        await pilot.pause()
+    async with app.run_test(size=size) as pilot:
+        await settled(pilot)
         yield Acting(app, pilot)

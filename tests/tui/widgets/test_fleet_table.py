@@ -44,12 +44,10 @@ async def test_columns_are_aligned_and_figures_stand_right() -> None:
 async def test_columns_leave_when_the_room_goes() -> None:
     made = table(3)
     async with on_stage(made, size=(60, 8)) as at:
-        await at.pilot.resize_terminal(40, 8)
-        await at.settle()
+        await at.resize(40, 8)
         assert "NOTE" not in at.lines()[0]
         assert "UTIL" in at.lines()[0]
-        await at.pilot.resize_terminal(24, 8)
-        await at.settle()
+        await at.resize(24, 8)
         assert at.lines()[0].split() == ["NODE", "STATE"]
 
 

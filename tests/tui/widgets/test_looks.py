@@ -29,6 +29,7 @@ from nebula_tui.widgets import (
     Panel,
     Tab,
 )
+from tests.tui.settling import settled
 from tests.tui.widgets.stage import Stage
 
 Compare = Callable[..., bool]
@@ -280,16 +281,16 @@ class Looks(Stage):
         super().__init__(header, body, keys, theme=theme)
 
 
-async def settled(pilot: Pilot[None]) -> None:
+async def at_rest(pilot: Pilot[None]) -> None:
     for first in pilot.app.query("#first"):
         first.focus()
         if isinstance(first, LogRing):
             first.drain()
-    await pilot.pause()
+    await settled(pilot)
     # The third row under the cursor shows more than the first.
     if pilot.app.query("FleetTable#first"):
         await pilot.press("j", "j")
-    await pilot.pause()
+    await settled(pilot)
 
 
 BODIES: dict[str, Callable[[], Widget]] = {
@@ -306,14 +307,14 @@ BODIES: dict[str, Callable[[], Widget]] = {
 @pytest.mark.parametrize("size", [(120, 40), (80, 24)], ids=["120x40", "80x24"])
 def test_look(snap_compare: Compare, body: str, size: tuple[int, int]) -> None:
     app: App[None] = Looks(BODIES[body](), "nebula-dark")
-    assert snap_compare(app, terminal_size=size, run_before=settled)
+    assert snap_compare(app, terminal_size=size, run_before=at_rest)
 
 
 @pytest.mark.parametrize("theme", EVERY_THEME[1:])
 @pytest.mark.parametrize("body", ["nodes", "logs"])
 def test_theme(snap_compare: Compare, body: str, theme: str) -> None:
     app: App[None] = Looks(BODIES[body](), theme)
-    assert snap_compare(app, terminal_size=(100, 20), run_before=settled)
+    assert snap_compare(app, terminal_size=(100, 20), run_before=at_rest)
 
 
 def test_an_unfocused_narrow_stage(snap_compare: Compare) -> None:
@@ -326,7 +327,7 @@ async def test_no_color_sends_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     app = Looks(nodes(), NO_COLOR_THEME)
     async with app.run_test(size=(100, 20)) as pilot:
-        await settled(pilot)
+        await at_rest(pilot)
         styles = [s.style for strip in app.screen._compositor.render_strips() for s in strip if s.style is not None]
         colors = {color for style in styles for color in (style.color, style.bgcolor) if color is not None}
         assert all(color.is_default for color in colors)

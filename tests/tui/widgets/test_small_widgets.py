@@ -225,11 +225,9 @@ async def test_keys_leave_by_priority_and_can_be_clicked() -> None:
         await at.pilot.click(bar, offset=(11, 0))
         await at.settle()
         assert [m.press for m in at.app.messages(KeyBar.KeyClicked)] == ["slash"]
-        await at.pilot.resize_terminal(34, 3)
-        await at.settle()
+        await at.resize(34, 3)
         assert at.lines()[2].rstrip() == " ⏎ drill / filter p pause ? help"
-        await at.pilot.resize_terminal(26, 3)
-        await at.settle()
+        await at.resize(26, 3)
         assert at.lines()[2].rstrip() == " ⏎ drill / filter ? help"
         bar.show_message("copied node-034", Severity.INFO)
         await at.settle()
