@@ -5,7 +5,6 @@ when it is finished. Pieces are joined and shown at most ten times a second; the
 the first token is seen when it happens.
 """
 
-import asyncio
 from functools import partial
 from typing import ClassVar
 
@@ -116,7 +115,7 @@ class ChatPane(Panel):
         self._first_ttft: float | None = None
         self._show_due = False
         self._worker: Worker[None] | None = None
-        self._begun = False
+        self._grown: GrowingText | None = None
         # Held, not queried: a pane that is being taken away may still be told of its answer.
         self.scroll = VerticalScroll(classes="scroll", can_focus=True)
         self._foot = Lines(classes="foot")
@@ -141,23 +140,22 @@ class ChatPane(Panel):
         self.state = Pane().asked(text, self.host.now())
         self._cleaner = TextCleaner()
         self._waiting_text, self._waiting_pieces, self._first_ttft = "", 0, None
-        self._begun = False
-        self._worker = self.run_worker(partial(self._answer, door), group="answer", exclusive=True, exit_on_error=False)
+        self._grown = None
+        self._worker = self.run_worker(partial(self._answer, door), group="answer", exit_on_error=False)
 
     def stop(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None or worker.is_finished:
+        if self._worker is None or not self.state.busy:
             return
-        worker.cancel()
-        if not self._begun:
-            # It will never run (a worker counts as running before its first turn), and nobody else says that nothing
-            # is waited for any more.
-            self.state = self.state.stopped()
-            self._keep()
-            self.refresh_state()
+        self._worker.cancel()
+        # All here, nothing where the worker ends: it may not have begun, and when it ends the next question is asked.
+        self._show()
+        self.state = self.state.stopped()
+        self._keep()
+        if self._grown is not None:
+            self._grown.set_text(self.state.text, cursor=False)
+        self.refresh_state()
 
     async def _answer(self, door: Chat) -> None:
-        self._begun = True
         scroll = self.scroll
         asked = Lines(classes="asked")
         wrapped = [
@@ -171,7 +169,7 @@ class ChatPane(Panel):
                 for place, line in enumerate(wrapped[:_ASKED_LINES])
             ]
         )
-        grown = GrowingText()
+        grown = self._grown = GrowingText()
         try:
             await scroll.mount(asked, grown)
             self._to_end()
@@ -183,20 +181,13 @@ class ChatPane(Panel):
                     case ChatOpened():
                         self.state = self.state.opened(event.replica, event.decision, event.request_id)
                     case ChatDelta():
-                        self._take(event, grown)
+                        self._take(event)
                     case ChatDone():
-                        self._show(grown)
+                        self._show()
                         self.state = self.state.done(event.finish_reason, event.prompt_tokens, event.completion_tokens)
         except NebulaError as error:
-            self._show(grown)
+            self._show()
             self.state = self.state.failed(str(error))
-        except asyncio.CancelledError:
-            self._show(grown)
-            self.state = self.state.stopped()
-            self._keep()
-            grown.set_text(self.state.text, cursor=False)
-            self.refresh_state()
-            raise
         self._keep()
         await self._finish(grown)
 
@@ -208,15 +199,15 @@ class ChatPane(Panel):
             self.turns.pop()
 
     async def _finish(self, grown: GrowingText) -> None:
-        scroll = self.scroll
+        scroll, error = self.scroll, self.state.error
         at_end = scroll.scroll_y >= scroll.max_scroll_y - 1
         if self.state.text:
             # Foreign text: links must not open a browser by a stray click.
             await scroll.mount(Markdown(self.state.text, open_links=False), before=grown)
         await grown.remove()
-        if self.state.error is not None:
+        if error is not None:
             failed = Lines(classes="asked")
-            message, _, hint = self.state.error.partition(". ")
+            message, _, hint = error.partition(". ")
             told: list[TextLine] = [plain(f"▲ {message}", Severity.CRIT)]
             told += [plain(f"  {hint}", Severity.DIM)] if hint else []
             failed.styles.height = len(told)
@@ -227,23 +218,24 @@ class ChatPane(Panel):
         self.refresh_state()
         self.post_message(HintsChanged())
 
-    def _take(self, event: ChatDelta, grown: GrowingText) -> None:
+    def _take(self, event: ChatDelta) -> None:
         self._waiting_text += self._cleaner.feed(event.text)
         self._waiting_pieces += 1
         if event.ttft_seconds is not None:
             self._first_ttft = event.ttft_seconds
-            self._show(grown)
+            self._show()
         elif not self._show_due:
             self._show_due = True
-            self.set_timer(SHOW_SECONDS, lambda: self._show(grown))
+            self.set_timer(SHOW_SECONDS, self._show)
 
-    def _show(self, grown: GrowingText) -> None:
+    def _show(self) -> None:
         """Shows what has come since the last time."""
         self._show_due = False
+        grown = self._grown
         if self._waiting_pieces:
             self.state = self.state.grown(self._waiting_text, self._waiting_pieces, self._first_ttft, self.host.now())
             self._waiting_text, self._waiting_pieces = "", 0
-        if grown.is_attached:
+        if grown is not None and grown.is_attached:
             # Who has scrolled up to read stays there.
             at_end = self.scroll.scroll_y >= self.scroll.max_scroll_y - 1
             grown.set_text(self.state.text, cursor=self.state.busy)
@@ -266,6 +258,7 @@ class ChatPane(Panel):
 
     async def clear(self) -> None:
         self.stop()
+        self.workers.cancel_node(self)
         self.turns = []
         self.state = Pane()
         await self.scroll.remove_children()

@@ -142,6 +142,20 @@ async def test_an_answer_stopped_before_it_began_is_not_waited_for() -> None:
         assert [[turn.text for turn in request.turns] for request in played.chat.requests] == [["three"]]
 
 
+async def test_a_question_asked_while_an_answer_comes_is_the_next_one() -> None:
+    async with on_stage(small_fleet(), pieces=("half ", "of it")) as played:
+        played.chat.gate = asyncio.Event()
+        await played.press("7")
+        await ask(played, "one")
+        await played.sees("half")
+        await ask(played, "two")
+        played.chat.gate.set()
+        await finished(played)
+        pane = played.view(ChatView).panes[0]
+        assert [turn.text for turn in pane.turns] == ["one", "half ", "two", "half of it"]
+        assert [turn.text for turn in played.chat.requests[1].turns] == ["one", "half ", "two"]
+
+
 async def test_an_error_in_the_middle_is_told_with_its_next_step() -> None:
     async with on_stage(small_fleet()) as played:
         played.chat.error = Refused("the engine died", hint="ask again, another replica answers")
