@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from nebula_core.records.access import Role
 from nebula_tui.cli.main import run
@@ -37,7 +38,8 @@ def command_line(
             return 0
 
         capsys.readouterr()
-        code = await asyncio.to_thread(work)
+        with capture_logs():  # of the Control API, in this process: no words of the command, whenever they come
+            code = await asyncio.to_thread(work)
         said = capsys.readouterr()
         return code, said.out, said.err
 
