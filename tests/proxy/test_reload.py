@@ -54,7 +54,8 @@ class Streams:
     async def one(self) -> None:
         self.open += 1
         try:
-            async with httpx.AsyncClient(headers=self._headers, timeout=60) as client:
+            # A stream that is held open until two reloads are over is silent for as long as they take.
+            async with httpx.AsyncClient(headers=self._headers, timeout=300) as client:
                 response = await client.post(self._url, json=CHAT)
             whole = response.status_code == 200 and response.content.endswith(DONE)
             self.ends.append("whole" if whole else f"{response.status_code} {response.text[-200:]}")

@@ -104,11 +104,18 @@ async def test_threads_are_few_and_go_when_there_is_nothing_to_do(hang, monkeypa
     for thread in mine():
         await asyncio.to_thread(thread.join, 10)
     assert not mine()
-    # What comes one after another needs the one that answers and those that have just answered, not one for each.
-    roomy = DiskThreads("few", 16)
+
+
+async def test_a_thread_that_waits_for_work_takes_what_comes_next(monkeypatch):
+    monkeypatch.setattr(disk_threads, "IDLE_SECONDS", 60.0)
+    disk = DiskThreads("one", 16)
     for _ in range(50):
-        await roomy.do("a", int)
-    assert len(mine()) <= 4
+        await disk.do("a", int)
+        # It answers a moment before it waits again: what comes in between gets another one.
+        while not disk._idle:
+            await asyncio.sleep(0.001)
+    threads = [thread for thread in threading.enumerate() if thread.name == "disk-one"]
+    assert len(threads) == 1
 
 
 def test_a_process_ends_whatever_hangs():
