@@ -96,7 +96,7 @@ async def test_broken_streams() -> None:
         assert plane.ledger.replicas == {}
         after = _counts(running)
     for engine in engines:
-        await engine.die()
+        await engine.__aexit__(None, None, None)
     assert after[0] <= before[0] + 8, (before, after)  # tasks
     assert after[1] <= before[1] + 4 * AT_ONCE, (before, after)  # descriptors
     assert sum(ends.values()) == STREAMS

@@ -114,8 +114,8 @@ async def test_everybody_at_once_after_an_outage(places: int) -> None:
             assert running.plane.room.waiting == 0
             assert sum(running.plane.ledger.replicas.values()) == 0
     finally:
-        await first.die()
-        await second.die()
+        await first.__aexit__(None, None, None)
+        await second.__aexit__(None, None, None)
 
 
 async def test_who_waits_for_room_outlives_an_engine(httpx_limit: httpx.Limits) -> None:

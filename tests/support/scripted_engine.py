@@ -112,6 +112,7 @@ class ScriptedEngine:
         self.script = script
         self.conversations: list[Conversation] = []
         self.connections = 0
+        #: 0: any.
         self.port = 0
         self._server: asyncio.Server | None = None
         #: Bound and not listening: it refuses.
@@ -121,7 +122,7 @@ class ScriptedEngine:
 
     async def __aenter__(self) -> Self:
         held, self._held = self._held, None
-        where: dict[str, Any] = {"host": "127.0.0.1", "port": 0} if held is None else {"sock": held}
+        where: dict[str, Any] = {"host": "127.0.0.1", "port": self.port} if held is None else {"sock": held}
         self._server = await asyncio.start_server(self._serve, **where)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
