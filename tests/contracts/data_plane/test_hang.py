@@ -49,8 +49,8 @@ def out(running: RunningPlane) -> dict[str, str]:
 async def test_streams_of_a_hung_engine_go_on_elsewhere(hot: bool) -> None:
     first = TokenEngine(ANSWER, cut=6, way="hang")
     async with pair(first, TokenEngine(ANSWER), hot=hot) as running:
-        tasks = await streams(running, 4, events=6)
-        await until(lambda: _open_on_first(running, 6) == len(running.plane.ledger))
+        tasks = await streams(running, 4, events=4)
+        await until(lambda: _open_on_first(running, 4) == len(running.plane.ledger))
         held = len(running.plane.ledger)
         assert held >= 2
         sweep_in(running, 4.5)
@@ -66,7 +66,7 @@ async def test_streams_of_a_hung_engine_go_on_elsewhere(hot: bool) -> None:
 async def test_without_resume_they_end_with_an_error(hot: bool) -> None:
     first = TokenEngine(ANSWER, cut=6, way="hang")
     async with pair(first, TokenEngine(ANSWER), hot=hot, resume=False) as running:
-        (task,) = await streams(running, 1, events=6)
+        (task,) = await streams(running, 1, events=4)
         sweep_in(running, 10.5)
         stream = await task
         assert b'"engine_timeout"' in stream
@@ -94,7 +94,7 @@ async def test_one_that_could_go_nowhere_else_is_given_more_time(hot: bool) -> N
     """An error is all it would gain."""
     first = TokenEngine(ANSWER, cut=6, way="hang")
     async with pair(first, TokenEngine(ANSWER), hot=hot) as running:
-        (task,) = await streams(running, 1, events=6)
+        (task,) = await streams(running, 1, events=4)
         view = running.plane.table.models[MODEL].view
         running.plane.table.update({MODEL: dataclasses.replace(view, endpoints=view.endpoints[:1])})
         sweep_in(running, 29.0)
@@ -117,7 +117,7 @@ async def test_the_engines_own_figures_are_heard(sample: EngineSample, hangs: bo
     first = TokenEngine(ANSWER, cut=6, way="hang")
     # Sampled later than the first sweep to which it looks ahead.
     async with pair(first, TokenEngine(ANSWER), sample=sample, sampled_at=time.monotonic() + 60.0) as running:
-        (task,) = await streams(running, 1, events=6)
+        (task,) = await streams(running, 1, events=4)
         sweep_in(running, 7.0)
         assert bool(out(running)) is bool(hangs)
         if not hangs:
@@ -130,8 +130,8 @@ async def test_one_slow_stream_among_flowing_ones_is_no_hang() -> None:
     """Its neighbour has said something: the engine lives."""
     first = TokenEngine(ANSWER, cut=6, way="hang")
     async with pair(first, TokenEngine(ANSWER)) as running:
-        tasks = await streams(running, 2, events=6)
-        await until(lambda: _open_on_first(running, 6) == len(running.plane.ledger) == 1)
+        tasks = await streams(running, 2, events=4)
+        await until(lambda: _open_on_first(running, 4) == len(running.plane.ledger) == 1)
         slow = [each for each in running.plane.ledger if each.route is not None and each.route.replica == "m-r0"]
         route = slow[0].route
         assert route is not None
@@ -155,7 +155,7 @@ async def test_the_figures_of_each_second_count() -> None:
     first = TokenEngine(ANSWER, cut=6, way="hang")
     busy = EngineSample(generation_tokens_per_second=80.0, prompt_tokens_per_second=5.0)
     async with pair(first, TokenEngine(ANSWER), sample=busy, sampled_at=time.monotonic()) as running:
-        (task,) = await streams(running, 1, events=6)
+        (task,) = await streams(running, 1, events=4)
         heard(running, 60.0, 7.0)  # it makes tokens, which are not shown (a hidden reasoning)
         sweep_in(running, 8.5)
         assert out(running) == {}
@@ -172,7 +172,7 @@ async def test_the_last_tokens_are_told_late() -> None:
     """A sample may speak of the second before it: that is no word for an engine that has hung since."""
     first = TokenEngine(ANSWER, cut=6, way="hang")
     async with pair(first, TokenEngine(ANSWER), sample=EngineSample()) as running:
-        (task,) = await streams(running, 1, events=6)
+        (task,) = await streams(running, 1, events=4)
         heard(running, 60.0, 2.0)
         heard(running, 0.0, 5.0)
         sweep_in(running, 6.0)
