@@ -141,6 +141,7 @@ class MainScreen(Screen[None]):
     def refresh_view(self) -> None:
         if self._ready and not self.paused and self.is_attached:
             self.view.refresh_data()
+            self._hints()  # what can be done with a thing follows its state
 
     def tick_chrome(self) -> None:
         if not self.is_attached:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nebula_core.records.views import WatchDelta
 from nebula_tui.screens.nodes import NodesView
 from nebula_tui.screens.plan_dialog import PlanDialog
 from tests.support.fleet import small_fleet
@@ -65,6 +66,17 @@ async def test_cordon_and_uncordon() -> None:
         await played.press("U")
         await planned(played)
         assert played.control.calls[-1] == ("uncordon", "node-028", None, True)
+
+
+async def test_the_keys_follow_what_becomes_of_a_node() -> None:
+    async with on_stage() as played:
+        await played.press("2")
+        await played.sees("c cordon")
+        node = played.app.fleet.nodes[played.view(NodesView).table.cursor_id or ""]
+        closed = WatchDelta(nodes=(node.model_copy(update={"cordoned": True}),))
+        played.app.fleet.take_delta(closed, played.clock.monotonic)
+        await played.tick()
+        await played.sees("U uncordon")
 
 
 async def test_filter_by_a_column_and_clear_it_with_escape() -> None:
