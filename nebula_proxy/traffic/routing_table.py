@@ -469,7 +469,7 @@ class RoutingTable:
                 if silence > LOST_AFTER_SECONDS:
                     standing = Standing.SILENT
                 elif silence > SUSPECT_AFTER_SECONDS:
-                    standing = Standing.SUSPECT
+                    standing = max(standing, Standing.SUSPECT)
             found.append(
                 Candidate(
                     replica,

@@ -35,6 +35,15 @@ def test_silence_lowers_the_standing_by_steps() -> None:
     assert standings(routes, 10_000.0) == [Standing.SILENT]
 
 
+def test_silence_never_speaks_for_an_engine_that_failed() -> None:
+    ejections = Ejections()
+    routes = RoutingTable(EngineKeys(None), ejections)
+    both = (endpoint(f"r{number}", number, engine_epoch="e1", sampled_at=100.0) for number in (0, 1))
+    routes.update({MODEL: model(*both)})
+    ejections.strike("r0", "e1", Evidence.HANG, 103.0)
+    assert standings(routes, 103.1) == [Standing.STRUGGLING, Standing.SUSPECT]
+
+
 def test_while_the_store_is_away_nobody_grows_silent() -> None:
     routes = table()
     routes.update({MODEL: model(endpoint("r0", 1, sampled_at=100.0))})
