@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -162,9 +161,8 @@ def test_a_real_vllm_in_a_container_started_by_hand_is_taken_in(tmp_path, docker
                 return False
 
         eventually(answers, "vLLM answers", 240)
-        began = time.monotonic()
+        # How soon (GOALS E3) is in benchmarks/README.md.
         found = eventually(lambda: (one := row()) and one["phase"] == "ready" and one, "it is shown as ready")
-        assert time.monotonic() - began < 5.0, "GOALS E3"
         put_computing_behind(found["pid"])
         assert (found["engine"], found["model"], found["engine_version"]) == ("vllm", "tiny", "0.32.0")
         assert (found["found"]["container_name"], found["endpoint"]["port"]) == ("real", port)

@@ -35,7 +35,7 @@ async def test_the_fleet_in_figures(control: RunningControl) -> None:
     assert found["nebula_container_status"] == {("n1", "chat", "chat-r1", "", "ready"): 1.0}
     assert found["nebula_replica_requests_running"] == {("chat", "chat-r1"): 0.0}
     assert "nebula_replica_kv_cache_usage_ratio" not in found
-    assert found["nebula_store_snapshot_age_seconds"][()] < 5
+    assert 0 <= found["nebula_store_snapshot_age_seconds"][()] < 60
     assert list(found["nebula_build_info"].values()) == [1.0]
 
 
