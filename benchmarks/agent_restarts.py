@@ -29,12 +29,12 @@ from nebula_core.records.access import Role  # noqa: E402 - the tests' cluster i
 from nebula_core.records.deployment import Deployment, DeploymentSpec  # noqa: E402
 from nebula_core.records.event import ChangeKind  # noqa: E402
 from nebula_core.records.replica import Phase  # noqa: E402
-from nebula_core.runtime.processes import free_port  # noqa: E402
 from nebula_core.security.credentials import mint_key  # noqa: E402
 from nebula_core.store.connection import connect  # noqa: E402
-from tests.support.agent import AgentProcess, Cluster, free_ports  # noqa: E402
+from tests.support.agent import AgentProcess, Cluster  # noqa: E402
 from tests.support.by_hand import ByHand  # noqa: E402
 from tests.support.docker import SIMULATOR, DockerDaemon, simulator_docker  # noqa: E402
+from tests.support.ports import free_port, free_ports  # noqa: E402
 from tests.support.proxy_process import proxy_process  # noqa: E402
 from tests.support.store import StoreServer, programs  # noqa: E402
 

@@ -161,7 +161,7 @@ def test_a_real_vllm_in_a_container_started_by_hand_is_taken_in(tmp_path, docker
                 return False
 
         eventually(answers, "vLLM answers", 240)
-        # How soon (GOALS E3) is in benchmarks/README.md.
+        # How soon (GOALS E3): `benchmarks/found_by_hand.py`.
         found = eventually(lambda: (one := row()) and one["phase"] == "ready" and one, "it is shown as ready")
         put_computing_behind(found["pid"])
         assert (found["engine"], found["model"], found["engine_version"]) == ("vllm", "tiny", "0.32.0")

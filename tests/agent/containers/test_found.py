@@ -1,6 +1,6 @@
 """Containers somebody started by hand: found once they answer, shown as they are, never touched.
 
-How soon is a figure of GOALS (E3) and stands in benchmarks/README.md: a wall clock proves nothing on a machine that is busy.
+How soon is a figure of GOALS (E3), measured by `benchmarks/found_by_hand.py`: a wall clock proves nothing on a machine that is busy.
 """
 
 import os

@@ -63,7 +63,7 @@ async def found(cluster, pid, seconds=45.0):
     return await eventually(look, f"{pid} is found", seconds)
 
 
-async def test_an_engine_started_by_hand_is_shown_within_five_seconds(cluster, by_hand):
+async def test_an_engine_started_by_hand_is_shown(cluster, by_hand):
     agent = cluster.agent(discovery=DISCOVERY).start()
     await eventually(cluster.report, "the agent reports")
     port = free_ports(1)
@@ -153,7 +153,7 @@ async def test_a_port_that_another_process_holds_is_not_asked(cluster, by_hand):
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(missing_vllm() is not None, reason=str(missing_vllm()))
-async def test_a_real_vllm_is_found_within_five_seconds_of_answering(cluster, by_hand):
+async def test_a_real_vllm_is_found_once_it_answers(cluster, by_hand):
     cluster.agent(discovery=DISCOVERY).start()
     port = free_ports(8)
     vllm = by_hand(
