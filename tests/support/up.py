@@ -39,7 +39,8 @@ class Up:
         self.data = data
         self.ready_seconds = ready_seconds
         self.flags = flags
-        self.env = {"NEBULA_AGENT_DISCOVERY__ENABLED": str(looks).lower(), **(env or {})}
+        self.env = {} if looks else {"NEBULA_AGENT_DISCOVERY__ENABLED": "false"}
+        self.env |= env or {}
         self.process: subprocess.Popen[str] | None = None
         self.ready: dict[str, Any] = {}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nebula_core.records.access import Role
-from nebula_proxy.control import actions, following, live
+from nebula_proxy.control import actions, following
 from tests.support.command_line import Nebula, command_line
 from tests.support.control import RunningControl, running_control
 from tests.support.store import StoreServer
@@ -17,7 +17,6 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long the process waits for others is not what is tried here: a machine that stands still changes no answer."""
     monkeypatch.setattr(actions, "SEEN_SECONDS", 30.0)
     monkeypatch.setattr(following, "FIRST_LINES_SECONDS", 30.0)
-    monkeypatch.setattr(live, "PATIENCE_SECONDS", 30.0)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.support.worker import only_workers, worker
 def workers_alone(control: RunningControl, monkeypatch: pytest.MonkeyPatch) -> None:
     only_workers(control)
     monkeypatch.setattr(live, "REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr(live, "PATIENCE_SECONDS", 30.0)
 
 
 async def page(api: httpx.AsyncClient, **params: Any) -> dict[str, Any]:
